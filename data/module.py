@@ -1,0 +1,133 @@
+"""The LightningDataModules: prepared data, and the synthetic world."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from data.order import BatchOrder
+from data.reader import PreparedSplit, Split
+from kunlun.features import Batch, FeatureSchema
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+class DataModule(L.LightningDataModule):
+    """What both share: batches of a split, in an order that resumes exactly.
+
+    ``schema`` is available before any trainer exists, so that a model can be built from it.
+    """
+
+    def __init__(
+        self, batch_size: int, eval_batch_size: int, max_length: int, num_workers: int, seed: int, predict_split: Split
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"data.{name} must be ≥ 1, got {value}")
+        if max_length < 1:
+            raise ValueError(f"data.max_length must be ≥ 1, got {max_length}")
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers must be ≥ 0, got {num_workers}")
+        self.batch_size, self.eval_batch_size, self.max_length = batch_size, eval_batch_size, max_length
+        self.num_workers, self.seed, self.predict_split = num_workers, seed, predict_split
+
+    @property
+    @abstractmethod
+    def schema(self) -> FeatureSchema:
+        """With L_max set."""
+
+    @abstractmethod
+    def split(self, name: Split, share_histories: bool = False) -> Dataset[Batch]:
+        """A map-style data set whose ``__getitems__(rows)`` is a Batch."""
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> StatefulDataLoader:
+        return self._loader("valid", self.eval_batch_size)
+
+    def test_dataloader(self) -> StatefulDataLoader:
+        return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> StatefulDataLoader:
+        return self._loader(self.predict_split, self.eval_batch_size)
+
+    def _loader(self, name: Split, batch_size: int, shuffle: bool = False) -> StatefulDataLoader:
+        # Rows of one request lie side by side unless shuffled: only then is a shared history worth looking for.
+        dataset = self.split(name, share_histories=not shuffle)
+        trainer = self.trainer
+        order = BatchOrder(
+            len(dataset),  # type: ignore[arg-type]
+            batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            drop_last=shuffle and len(dataset) > batch_size,  # type: ignore[arg-type]
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+        )
+        return StatefulDataLoader(
+            dataset,
+            batch_sampler=order,
+            collate_fn=_as_is,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=False,
+            # A generator of its own: validation must not move the training's random numbers.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+class PreparedData(DataModule):
+    """A data set made by ``python cli.py prepare``.
+
+    Args:
+        path: its directory.
+        batch_size: rows of a training batch, per device.
+        eval_batch_size: rows of a batch of validate, test and predict.
+        max_length: L_max, the newest events of each type that a row sees; may change without preparing again.
+        num_workers: reader processes; 0 reads in the training process.
+        seed: of the order of training rows.
+        predict_split: the split that ``predict`` scores.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 1024,
+        eval_batch_size: int = 4096,
+        max_length: int = 200,
+        num_workers: int = 0,
+        seed: int = 0,
+        predict_split: Split = "test",
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, max_length, num_workers, seed, predict_split)
+        self.path = path
+        self._schema: FeatureSchema | None = None
+
+    @property
+    def schema(self) -> FeatureSchema:
+        if self._schema is None:
+            self._schema = FeatureSchema.load(self.path).with_max_length(self.max_length)
+        return self._schema
+
+    def split(self, name: Split, share_histories: bool = False) -> PreparedSplit:
+        return PreparedSplit(self.path, self.schema, name, share_histories)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"schema": self.schema.to_json()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved = FeatureSchema.from_json(state_dict["schema"])
+        if saved.tables != self.schema.tables:
+            raise ValueError(
+                f"the checkpoint was trained on other id spaces than {self.path} has: "
+                f"tables {saved.tables} against {self.schema.tables}. Use the data set it was trained on."
+            )

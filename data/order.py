@@ -1,0 +1,99 @@
+"""The order in which rows are read: a pure function of (seed, epoch), with no table of the permutation.
+
+A permutation of n rows is a keyed Feistel network on the smallest even power of two ≥ n, walked until it lands
+inside n (format-preserving encryption by cycle walking). Any part of it can be computed alone: starting costs
+nothing whatever n is, and every worker and rank agrees without talking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+_ROUNDS = 6
+_MASK32 = np.uint64(0xFFFFFFFF)
+
+
+def permute(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    """Places ``index`` (int64, each < n) of the order of ``n`` rows: a bijection on 0 … n − 1."""
+    half = max(1, -(-max(n - 1, 1).bit_length() // 2))
+    keys = np.random.SeedSequence([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch]).generate_state(_ROUNDS, np.uint64)
+    out = index.astype(np.uint64)
+    todo = np.arange(out.size)
+    while todo.size:
+        out[todo] = _feistel(out[todo], np.uint64(half), keys)
+        todo = todo[out[todo] >= n]
+    return out.astype(np.int64)
+
+
+def _feistel(x: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = x >> half, x & mask
+    for key in keys:
+        mixed = (right + key) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+    return left << half | right
+
+
+class BatchOrder(Sampler[np.ndarray]):
+    """Batches of row numbers for one rank; its whole state is (epoch, position).
+
+    Args:
+        rows: rows of the split.
+        batch_size: rows of one batch of one rank.
+        shuffle: by (seed, epoch); otherwise in order.
+        drop_last: leave out a last batch that is not full.
+        rank, world: batch j of the epoch belongs to rank j mod world; every row is read exactly once
+            (with ``drop_last`` all ranks get the same number of batches).
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be ≥ 1, got {batch_size}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must lie in 0 … world − 1, got rank {rank} of {world}")
+        self.rows, self.batch_size = rows, batch_size
+        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.rank, self.world = rank, world
+        self.epoch, self.position = 0, 0
+
+    def __len__(self) -> int:
+        if self.drop_last:
+            return self.rows // self.batch_size // self.world
+        batches = -(-self.rows // self.batch_size)
+        return len(range(self.rank, batches, self.world))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        while self.position < len(self):
+            start = (self.position * self.world + self.rank) * self.batch_size
+            index = np.arange(start, min(start + self.batch_size, self.rows))
+            # Counted before it is handed out: a saved state names the next batch.
+            self.position += 1
+            yield permute(index, self.rows, self.seed, self.epoch) if self.shuffle else index
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer; a position already restored for this epoch is kept."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]

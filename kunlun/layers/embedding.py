@@ -1,0 +1,158 @@
+"""Embedding tables, and the tokens that are made from them.
+
+Legend: B rows · F sparse fields · N packed events · w table width · d token width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from kunlun.features import Batch, EventType, FeatureSchema, Jagged, SparseField
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Width and initialisation of the tables."""
+
+    width: int = 16
+    """Columns of a table; narrower than the model, because rows are many."""
+    widths: dict[str, int] = field(default_factory=dict)
+    """Tables with a width of their own, by table name."""
+    init_std: float = 0.1
+    """Standard deviation of the initial rows. Small values hide "the same id again" from a match by dot product."""
+    dropout: float = 0.0
+    """Probability that one looked-up vector is dropped as a whole (never at evaluation)."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or any(w < 1 for w in self.widths.values()):
+            raise ValueError(f"embedding.width must be ≥ 1, got {self.width} and {self.widths}")
+        if not self.init_std > 0:
+            raise ValueError(f"embedding.init_std must be > 0, got {self.init_std}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"embedding.dropout must lie in [0, 1), got {self.dropout}")
+
+
+class EmbeddingTables(nn.Module):
+    """All tables of a schema. Tables of one width lie in one parameter, end to end, so that a batch costs one
+    gather and one sparse gradient per width, not one per field."""
+
+    def __init__(self, schema: FeatureSchema, config: EmbeddingConfig) -> None:
+        super().__init__()
+        unknown = set(config.widths) - set(schema.tables)
+        if unknown:
+            raise ValueError(f"embedding.widths: no table {sorted(unknown)}; there are {sorted(schema.tables)}")
+        self.widths = {name: config.widths.get(name, config.width) for name in schema.tables}
+        self.first_row: dict[str, int] = {}
+        rows: dict[int, int] = {}
+        for name, table in schema.tables.items():
+            width = self.widths[name]
+            self.first_row[name] = rows.get(width, 0)
+            rows[width] = self.first_row[name] + table.rows
+        self.rows = {name: table.rows for name, table in schema.tables.items()}
+        self.by_width = nn.ModuleDict(
+            {str(width): nn.Embedding(count, width, sparse=True) for width, count in rows.items()}
+        )
+        self.dropout = nn.Dropout1d(config.dropout) if config.dropout else nn.Identity()
+        for table in self.by_width.values():
+            nn.init.normal_(table.weight, std=config.init_std)
+
+    def weight(self, name: str) -> Tensor:
+        """(rows, w): the part of the parameter that is table ``name`` (a view)."""
+        first = self.first_row[name]
+        return self.by_width[str(self.widths[name])].weight[first : first + self.rows[name]]
+
+    def forward(self, fields: tuple[SparseField, ...], ids: Tensor) -> list[Tensor]:
+        """``ids`` (R, fields) → one (R, w) per field, in their order."""
+        out: list[Tensor] = [ids] * len(fields)
+        for width, table in self.by_width.items():
+            columns = [i for i, f in enumerate(fields) if self.widths[f.table] == int(width)]
+            if columns:
+                shift = torch.tensor([self.first_row[fields[i].table] for i in columns], device=ids.device)
+                picked = ids if len(columns) == len(fields) else ids[:, columns]
+                found = self.dropout(table(picked + shift))
+                for place, i in enumerate(columns):
+                    out[i] = found[:, place]
+        return out
+
+
+class FieldTokens(nn.Module):
+    """The context as tokens: the dense features are one, each sparse or multi-valued field is one.
+
+    ``X⁽⁰⁾: (B, tokens, d)``. *Assumption (ours)*: the number of events of each type joins the dense features as
+    log(1 + n), because softmax pooling cannot count.
+    """
+
+    def __init__(self, schema: FeatureSchema, tables: EmbeddingTables, width: int) -> None:
+        super().__init__()
+        self.schema = schema
+        self.fields = (*schema.sparse, *(SparseField(b.name, b.table) for b in schema.bags))
+        self.dense_inputs = len(schema.dense) + len(schema.events)
+        self.dense = nn.Linear(self.dense_inputs, width) if self.dense_inputs else None
+        # One projection per field; fields of one table width are multiplied together.
+        self.inputs = [tables.widths[f.table] for f in self.fields]
+        self.weights = nn.ParameterDict()
+        for w in sorted(set(self.inputs)):
+            weight = torch.empty(self.inputs.count(w), w, width)
+            self.weights[str(w)] = nn.Parameter(nn.init.uniform_(weight, -(w**-0.5), w**-0.5))
+        self.bias = nn.Parameter(torch.zeros(len(self.fields), width)) if self.fields else None
+        self.count = len(self.fields) + (self.dense is not None)
+        self.width = width
+
+    def forward(self, batch: Batch, tables: EmbeddingTables) -> Tensor:
+        """(B, tokens, d); the dense token comes last."""
+        tokens: list[Tensor] = []
+        if self.bias is not None:
+            found = tables(self.schema.sparse, batch.sparse) if self.schema.sparse else []
+            found += [self._bag(batch.bags[b.name], b.pooling, b.table, tables) for b in self.schema.bags]
+            projected: dict[int, Tensor] = {}
+            for w, weight_Fwd in self.weights.items():
+                places = [i for i, width in enumerate(self.inputs) if width == int(w)]
+                stacked_FBw = torch.stack([found[i] for i in places])
+                projected |= zip(places, torch.bmm(stacked_FBw, weight_Fwd.to(stacked_FBw.dtype)), strict=True)
+            tokens.append(torch.stack([projected[i] for i in range(len(found))], dim=1) + self.bias)
+        if self.dense is not None:
+            tokens.append(self.dense(self._dense(batch))[:, None])
+        return torch.cat(tokens, dim=1)
+
+    def _dense(self, batch: Batch) -> Tensor:
+        columns = [batch.dense]
+        for event in self.schema.events:
+            n = next(iter(batch.events[event.name].values())).lengths()
+            n = n if batch.history is None else n[batch.history]
+            columns.append(torch.log1p(n.to(batch.dense.dtype))[:, None])
+        return torch.cat(columns, dim=1)
+
+    @staticmethod
+    def _bag(bag: Jagged, pooling: str, table: str, tables: EmbeddingTables) -> Tensor:
+        (rows,) = tables((SparseField("", table),), bag.values[:, None])
+        pooled = rows.new_zeros(len(bag), rows.shape[1]).index_add(0, bag.segments(), rows)
+        return pooled if pooling == "sum" else pooled / bag.lengths().clamp(min=1)[:, None]
+
+    def flops(self) -> int:
+        """Per sample."""
+        return 2 * self.width * (sum(self.inputs) + self.dense_inputs)
+
+
+class EventEncoder(nn.Module):
+    """The fields of one event embedded, concatenated and compressed by an MLP to the tower's width d_e."""
+
+    def __init__(self, event: EventType, tables: EmbeddingTables, width: int) -> None:
+        super().__init__()
+        self.fields = event.fields
+        inputs = sum(tables.widths[f.table] for f in event.fields)
+        self.hidden = nn.Linear(inputs, 2 * width)
+        self.out = nn.Linear(2 * width, width)
+
+    def forward(self, events: dict[str, Jagged], tables: EmbeddingTables) -> Jagged:
+        """One event type of a batch → Jagged of (N, d_e)."""
+        columns = [events[f.name] for f in self.fields]
+        ids = torch.stack([c.values for c in columns], dim=1)
+        x = torch.cat(tables(self.fields, ids), dim=1)
+        return columns[0].with_values(self.out(torch.nn.functional.gelu(self.hidden(x))))
+
+    def flops(self, length: int) -> int:
+        """Of one history of ``length`` events."""
+        return 2 * length * (self.hidden.weight.numel() + self.out.weight.numel())

@@ -1,0 +1,149 @@
+"""The personalized feed-forward network of a tower: GDPA, what it replaced, and what is left when it is dropped.
+
+All four share one block: ``q̂ = LN(S); g = f(q̂, X_sum) + q̂; S ← S + RMSNorm(g)``.
+Legend: N packed tokens · B rows · d_e tower width · H heads · n_kv key/value tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kernels import gdpa, segment_matmul
+from kernels.activations import activate, per_head
+from kernels.gdpa import flops as gdpa_flops
+from kunlun.features import Jagged
+from kunlun.layers.context import ContextKeyValue, TokenLinear
+
+
+@dataclass(frozen=True)
+class GDPAConfig:
+    """The personalized feed-forward network."""
+
+    kv_tokens: int = 32
+    """n_kv, the hidden width of the personalized FFN of each head."""
+    activation: str | list[str] = "gelu"
+    """One name, or one per head (towers with other head counts take them in turn)."""
+    tau_position: Literal["pre", "post"] = "pre"
+    """``pre``: Act(QKᵀ/τ)V (the paper); ``post``: Act(QKᵀ)V/τ (Meta's kernel). τ = L_max."""
+    key_gain: float = 1.0
+    """Initial learned gain on K, in units of τ/√d_h: 1 gives scores of about unit size whatever τ is."""
+    fused: bool = True
+    """False: the same function as three plain matrix products on padded sequences (``unfused_gdpa``)."""
+
+    def __post_init__(self) -> None:
+        if self.kv_tokens < 1:
+            raise ValueError(f"gdpa.kv_tokens must be ≥ 1, got {self.kv_tokens}")
+        if not self.key_gain > 0:
+            raise ValueError(f"gdpa.key_gain must be > 0, got {self.key_gain}")
+        names = [self.activation] if isinstance(self.activation, str) else self.activation
+        per_head(names, len(names))
+
+    def activations(self, heads: int) -> tuple[str, ...]:
+        names = [self.activation] if isinstance(self.activation, str) else self.activation
+        return tuple(names[h % len(names)] for h in range(heads))
+
+
+class PersonalizedBlock(nn.Module):
+    """The residual block around a personalized map f of the normalised tokens."""
+
+    def __init__(self, inner: nn.Module, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = inner
+        self.out_norm = nn.RMSNorm(width, eps=1e-6)
+
+    def forward(self, sequence: Jagged, x_sum: Tensor) -> Jagged:
+        """sequence: Jagged of (N, d_e) · x_sum (B, n_sum, d)."""
+        q = self.norm(sequence.values)
+        g = self.inner(sequence.with_values(q), x_sum) + q
+        return sequence.with_values(sequence.values + self.out_norm(g))
+
+    def flops(self, length: int) -> int:
+        return self.inner.flops(length)
+
+
+class GDPA(nn.Module):
+    """``Act_h(q̂ Kᵀ / τ) V`` with K and V generated from the context (Kunlun, GDPA-enhanced PFFN)."""
+
+    def __init__(
+        self, tokens_in: int, width_in: int, width: int, heads: int, max_length: int, config: GDPAConfig
+    ) -> None:
+        super().__init__()
+        self.heads, self.width = heads, width
+        self.tau = float(max(max_length, 1))
+        self.tau_position, self.fused = config.tau_position, config.fused
+        self.activations = config.activations(heads)
+        scale = self.tau if config.tau_position == "pre" else 1.0
+        gain = config.key_gain * scale / (width // heads) ** 0.5
+        self.context = ContextKeyValue(tokens_in, width_in, config.kv_tokens, width, heads, gain)
+        self.kv_tokens = config.kv_tokens
+
+    def forward(self, sequence: Jagged, x_sum: Tensor) -> Tensor:
+        k, v = self.context(x_sum)
+        q = sequence.values.to(k.dtype).unflatten(1, (self.heads, -1))
+        if self.fused:
+            out = gdpa(
+                q,
+                k,
+                v,
+                sequence.offsets,
+                sequence.max_length,
+                tau=self.tau,
+                activation=self.activations,
+                tau_position=self.tau_position,
+            )
+        else:
+            out = self._unfused(q, k, v, sequence)
+        return out.flatten(1)
+
+    def _unfused(self, q: Tensor, k: Tensor, v: Tensor, sequence: Jagged) -> Tensor:
+        """Every sequence padded to the longest of the batch, the scores in memory: what the op saves."""
+        inside, outside = (1 / self.tau, 1.0) if self.tau_position == "pre" else (1.0, 1 / self.tau)
+        lengths = sequence.lengths()
+        position = torch.arange(int(lengths.max()), device=q.device) if len(sequence) else lengths
+        mask = position < lengths[:, None]
+        rows = (sequence.offsets[:-1, None] + position)[mask]
+        q_BTHD = q.new_zeros(*mask.shape, *q.shape[1:])
+        q_BTHD[mask] = q[rows]
+        weights = activate(torch.einsum("bthd,bnhd->bhtn", q_BTHD, k) * inside, self.activations)
+        return (torch.einsum("bhtn,bnhd->bthd", weights, v) * outside)[mask]
+
+    def flops(self, length: int) -> int:
+        return self.context.flops() + gdpa_flops(length, self.kv_tokens, self.width)
+
+
+class LinearPFFN(nn.Module):
+    """What GDPA replaced (``no_gdpa``): InterFormer's linear PFFN, ``q̂ W`` with ``W = Aᵀ (X_sum P)`` per sample."""
+
+    def __init__(self, tokens_in: int, width_in: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width_in, width, bias=False)
+        self.rows = TokenLinear(tokens_in, width)
+        self.tokens_in, self.width = tokens_in, width
+
+    def forward(self, sequence: Jagged, x_sum: Tensor) -> Tensor:
+        weight = self.rows(self.project(x_sum)) * self.width**-0.5
+        return segment_matmul(sequence.values.to(weight.dtype), weight, sequence.offsets)
+
+    def flops(self, length: int) -> int:
+        generate = 2 * self.tokens_in * self.project.weight.numel() + self.rows.flops(self.width)
+        return generate + 2 * length * self.width**2
+
+
+class SharedFFN(nn.Module):
+    """The ability gone (``drop_gdpa``): one FFN of the same hidden size, the same for every sample."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, sequence: Jagged, x_sum: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.up(sequence.values)))
+
+    def flops(self, length: int) -> int:
+        return 4 * length * self.up.weight.numel()
