@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data.order import BatchOrder
 from data.reader import PreparedSplit, Split
+from data.synthetic import PRESETS, SyntheticWorld
 from kunlun.features import Batch, FeatureSchema
 
 
@@ -131,3 +134,60 @@ class PreparedData(DataModule):
                 f"the checkpoint was trained on other id spaces than {self.path} has: "
                 f"tables {saved.tables} against {self.schema.tables}. Use the data set it was trained on."
             )
+
+
+class SyntheticSplit(Dataset[Batch]):
+    """One split of a synthetic world; row i of the split is sample ``first + i`` of the world."""
+
+    def __init__(self, world: SyntheticWorld, name: Split, max_length: int) -> None:
+        self.world, self.indices, self.max_length = world, world.split(name), max_length
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, rows: np.ndarray) -> Batch:
+        batch = self.world.batch(torch.from_numpy(rows) + self.indices.start, self.max_length)
+        return replace(batch, row=torch.from_numpy(rows))
+
+
+class SyntheticData(DataModule):
+    """The synthetic world, generated as it is read (``docs/synthetic.md``).
+
+    Args:
+        preset: which world; ``tiny`` trains in two minutes on two cores.
+        batch_size, eval_batch_size, max_length, num_workers, predict_split: as for PreparedData.
+        seed: of the order of training rows; the world's own seed is part of the preset.
+    """
+
+    def __init__(
+        self,
+        preset: Literal["tiny"] = "tiny",
+        batch_size: int = 512,
+        eval_batch_size: int = 4096,
+        max_length: int = 48,
+        num_workers: int = 0,
+        seed: int = 0,
+        predict_split: Split = "test",
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, max_length, num_workers, seed, predict_split)
+        self.preset = preset
+        self._world: SyntheticWorld | None = None
+
+    @property
+    def world(self) -> SyntheticWorld:
+        if self._world is None:
+            self._world = SyntheticWorld(PRESETS[self.preset])
+        return self._world
+
+    @property
+    def shown_events(self) -> int:
+        """L_max: what was asked, at most what the world shows."""
+        return min(self.max_length, self.world.config.max_events)
+
+    @property
+    def schema(self) -> FeatureSchema:
+        return self.world.schema.with_max_length(self.shown_events)
+
+    def split(self, name: Split, share_histories: bool = False) -> SyntheticSplit:
+        # Two samples never share a request here, so there is no history to share.
+        return SyntheticSplit(self.world, name, self.shown_events)

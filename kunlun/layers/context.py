@@ -59,23 +59,39 @@ class ContextSummary(nn.Module):
 
 
 class ContextKeyValue(nn.Module):
-    """``K = A₁ᵀ (X_sum P_e)``, ``V = A₂ᵀ (X_sum P_e)``, split into heads, with a learned gain on K per head.
+    """``K = A₁ᵀ Z``, ``V = A₂ᵀ Z`` with ``Z = RMSNorm(X_sum P_e)``, split into heads, a learned gain on K per head.
 
-    Returns two tensors (B, n_kv, H, d_e / H).
+    *Deviations (ours)*: the norm, and V scaled by n_kv^-½: without them the generated FFN starts at under one percent of
+    its residual, because context tokens are small, and hardly learns. And where the candidate has the fields of an event,
+    it joins Z as one more token, encoded like an event by the tower's own encoder: "this event is like the candidate"
+    is then a dot product of like things from the first step on.
+
+    Args:
+        tokens_in, width_in: n_sum and d of X_sum.
+        kv_tokens, width, heads: n_kv, d_e and H of the tower.
+        gain: initial gain on K.
+        candidate: whether the candidate joins.
     """
 
-    def __init__(self, tokens_in: int, width_in: int, kv_tokens: int, width: int, heads: int, gain: float) -> None:
+    def __init__(
+        self, tokens_in: int, width_in: int, kv_tokens: int, width: int, heads: int, gain: float, candidate: bool
+    ) -> None:
         super().__init__()
         self.project = nn.Linear(width_in, width, bias=False)
-        self.keys = TokenLinear(tokens_in, kv_tokens)
-        self.values = TokenLinear(tokens_in, kv_tokens)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.keys = TokenLinear(tokens_in + candidate, kv_tokens)
+        self.values = TokenLinear(tokens_in + candidate, kv_tokens)
         self.gain = nn.Parameter(torch.full((heads, 1), float(gain)))
-        self.heads, self.tokens_in = heads, tokens_in
+        self.heads, self.tokens_in, self.kv_tokens, self.candidate = heads, tokens_in, kv_tokens, candidate
 
-    def forward(self, x_sum: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.project(x_sum)
-        k, v = (m(x).unflatten(2, (self.heads, -1)) for m in (self.keys, self.values))
-        return k * self.gain.to(k.dtype), v
+    def forward(self, x_sum: Tensor, candidate_Bd: Tensor | None) -> tuple[Tensor, Tensor]:
+        """X_sum (B, n_sum, d), the encoded candidate (B, d_e) → K and V, each (B, n_kv, H, d_e / H)."""
+        z = self.project(x_sum)
+        if self.candidate:
+            z = torch.cat([z, candidate_Bd[:, None]], dim=1)
+        z = self.norm(z)
+        k, v = (m(z).unflatten(2, (self.heads, -1)) for m in (self.keys, self.values))
+        return k * self.gain.to(k.dtype), v * self.kv_tokens**-0.5
 
     def flops(self) -> int:
         width = self.project.out_features

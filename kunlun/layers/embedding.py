@@ -139,9 +139,12 @@ class FieldTokens(nn.Module):
 class EventEncoder(nn.Module):
     """The fields of one event embedded, concatenated and compressed by an MLP to the tower's width d_e."""
 
-    def __init__(self, event: EventType, tables: EmbeddingTables, width: int) -> None:
+    def __init__(self, event: EventType, schema: FeatureSchema, tables: EmbeddingTables, width: int) -> None:
         super().__init__()
         self.fields = event.fields
+        # The candidate's own field for each field of an event: by name, or else by table.
+        places = [candidate_field(f, schema.sparse) for f in event.fields]
+        self.candidate = None if None in places else places
         inputs = sum(tables.widths[f.table] for f in event.fields)
         self.hidden = nn.Linear(inputs, 2 * width)
         self.out = nn.Linear(2 * width, width)
@@ -149,10 +152,23 @@ class EventEncoder(nn.Module):
     def forward(self, events: dict[str, Jagged], tables: EmbeddingTables) -> Jagged:
         """One event type of a batch → Jagged of (N, d_e)."""
         columns = [events[f.name] for f in self.fields]
-        ids = torch.stack([c.values for c in columns], dim=1)
+        return columns[0].with_values(self._encode(torch.stack([c.values for c in columns], dim=1), tables))
+
+    def encode_candidate(self, sparse: Tensor, tables: EmbeddingTables) -> Tensor | None:
+        """The candidate of each row as if it were an event, (B, d_e); None where it lacks a field of the events."""
+        return None if self.candidate is None else self._encode(sparse[:, self.candidate], tables)
+
+    def _encode(self, ids: Tensor, tables: EmbeddingTables) -> Tensor:
         x = torch.cat(tables(self.fields, ids), dim=1)
-        return columns[0].with_values(self.out(torch.nn.functional.gelu(self.hidden(x))))
+        return self.out(torch.nn.functional.gelu(self.hidden(x)))
 
     def flops(self, length: int) -> int:
-        """Of one history of ``length`` events."""
+        """Of one history of ``length`` events, and of the candidate."""
+        length += self.candidate is not None
         return 2 * length * (self.hidden.weight.numel() + self.out.weight.numel())
+
+
+def candidate_field(event_field: SparseField, sparse: tuple[SparseField, ...]) -> int | None:
+    """The place among ``sparse`` of the field that says of the candidate what ``event_field`` says of an event."""
+    same = [i for i, f in enumerate(sparse) if f.table == event_field.table]
+    return next((i for i in same if sparse[i].name == event_field.name), same[0] if same else None)

@@ -47,6 +47,14 @@ class GDPAConfig:
         return tuple(names[h % len(names)] for h in range(heads))
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a tower is personalized by: X_sum (B, n_sum, d), and the candidate encoded as an event (B, d_e) or None."""
+
+    summary: Tensor
+    candidate: Tensor | None
+
+
 class PersonalizedBlock(nn.Module):
     """The residual block around a personalized map f of the normalised tokens."""
 
@@ -56,10 +64,10 @@ class PersonalizedBlock(nn.Module):
         self.inner = inner
         self.out_norm = nn.RMSNorm(width, eps=1e-6)
 
-    def forward(self, sequence: Jagged, x_sum: Tensor) -> Jagged:
-        """sequence: Jagged of (N, d_e) · x_sum (B, n_sum, d)."""
+    def forward(self, sequence: Jagged, context: Context) -> Jagged:
+        """Jagged of (N, d_e) → the same layout."""
         q = self.norm(sequence.values)
-        g = self.inner(sequence.with_values(q), x_sum) + q
+        g = self.inner(sequence.with_values(q), context) + q
         return sequence.with_values(sequence.values + self.out_norm(g))
 
     def flops(self, length: int) -> int:
@@ -70,7 +78,14 @@ class GDPA(nn.Module):
     """``Act_h(q̂ Kᵀ / τ) V`` with K and V generated from the context (Kunlun, GDPA-enhanced PFFN)."""
 
     def __init__(
-        self, tokens_in: int, width_in: int, width: int, heads: int, max_length: int, config: GDPAConfig
+        self,
+        tokens_in: int,
+        width_in: int,
+        width: int,
+        heads: int,
+        max_length: int,
+        candidate: bool,
+        config: GDPAConfig,
     ) -> None:
         super().__init__()
         self.heads, self.width = heads, width
@@ -79,11 +94,11 @@ class GDPA(nn.Module):
         self.activations = config.activations(heads)
         scale = self.tau if config.tau_position == "pre" else 1.0
         gain = config.key_gain * scale / (width // heads) ** 0.5
-        self.context = ContextKeyValue(tokens_in, width_in, config.kv_tokens, width, heads, gain)
+        self.context = ContextKeyValue(tokens_in, width_in, config.kv_tokens, width, heads, gain, candidate)
         self.kv_tokens = config.kv_tokens
 
-    def forward(self, sequence: Jagged, x_sum: Tensor) -> Tensor:
-        k, v = self.context(x_sum)
+    def forward(self, sequence: Jagged, context: Context) -> Tensor:
+        k, v = self.context(context.summary, context.candidate)
         q = sequence.values.to(k.dtype).unflatten(1, (self.heads, -1))
         if self.fused:
             out = gdpa(
@@ -122,11 +137,12 @@ class LinearPFFN(nn.Module):
     def __init__(self, tokens_in: int, width_in: int, width: int) -> None:
         super().__init__()
         self.project = nn.Linear(width_in, width, bias=False)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
         self.rows = TokenLinear(tokens_in, width)
         self.tokens_in, self.width = tokens_in, width
 
-    def forward(self, sequence: Jagged, x_sum: Tensor) -> Tensor:
-        weight = self.rows(self.project(x_sum)) * self.width**-0.5
+    def forward(self, sequence: Jagged, context: Context) -> Tensor:
+        weight = self.rows(self.norm(self.project(context.summary))) * self.width**-0.5
         return segment_matmul(sequence.values.to(weight.dtype), weight, sequence.offsets)
 
     def flops(self, length: int) -> int:
@@ -142,7 +158,7 @@ class SharedFFN(nn.Module):
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
 
-    def forward(self, sequence: Jagged, x_sum: Tensor) -> Tensor:
+    def forward(self, sequence: Jagged, context: Context) -> Tensor:
         return self.down(nn.functional.gelu(self.up(sequence.values)))
 
     def flops(self, length: int) -> int:

@@ -17,8 +17,8 @@ from kernels import Rotation
 from kunlun.features import TIME, Batch, EventType, FeatureSchema, Jagged
 from kunlun.layers.attention import SelfAttention
 from kunlun.layers.context import ContextSummary
-from kunlun.layers.embedding import EmbeddingConfig, EmbeddingTables, EventEncoder, FieldTokens
-from kunlun.layers.gdpa import GDPA, GDPAConfig, LinearPFFN, PersonalizedBlock, SharedFFN
+from kunlun.layers.embedding import EmbeddingConfig, EmbeddingTables, EventEncoder, FieldTokens, candidate_field
+from kunlun.layers.gdpa import GDPA, Context, GDPAConfig, LinearPFFN, PersonalizedBlock, SharedFFN
 from kunlun.layers.pooling import HSP, PMA, MeanPooling, Pooling
 from kunlun.layers.rote import Rote, RoteConfig
 from kunlun.layers.wukong import WukongConfig, WukongExperts
@@ -108,13 +108,13 @@ class EventTower(nn.Module):
         self.last_pool: Pooling | None = pooling() if stale else None
 
     def step(
-        self, layer: int, sequence: Jagged, summary: Tensor | None, x_sum: Tensor, rotation: Rotation
+        self, layer: int, sequence: Jagged, summary: Tensor | None, context: Context, rotation: Rotation
     ) -> tuple[Jagged, Tensor | None]:
-        """Layer ``layer``: the events and the summary after it. x_sum (B, n_sum, d) · summary (B, M, d_e)."""
+        """Layer ``layer``: the events and the summary (B, M, d_e) after it."""
         if layer < self.config.layers:
             pffn, attention, pool = self.pffn[layer], self.attention[layer], self.pool[layer]
             if not isinstance(pffn, nn.Identity):
-                sequence = pffn(sequence, x_sum)
+                sequence = pffn(sequence, context)
             if not isinstance(attention, nn.Identity):
                 sequence = attention(sequence, rotation)
             if not isinstance(pool, nn.Identity):
@@ -178,8 +178,8 @@ class Kunlun(nn.Module):
         self.projects, self.rotes = nn.ModuleDict(), nn.ModuleDict()
         for event in schema.events:
             config = configs[event.name]
-            self.encoders[event.name] = EventEncoder(event, self.tables, config.width)
-            self.towers[event.name] = self._parts.tower(config, event.max_length)
+            self.encoders[event.name] = EventEncoder(event, schema, self.tables, config.width)
+            self.towers[event.name] = self._parts.tower(config, event.max_length, self.encoders[event.name].candidate is not None)
             self.projects[event.name] = nn.Linear(config.width, width)
             self.rotes[event.name] = Rote(config.width // config.heads, rote)
         summary_tokens = sum(_tokens(self.towers[e.name]) for e in schema.events)
@@ -200,19 +200,20 @@ class Kunlun(nn.Module):
         """Logits (B, tasks)."""
         x_Bnd = self.context(batch, self.tables)
         sequences, rotations = self._events(batch)
+        candidates = {name: encoder.encode_candidate(batch.sparse, self.tables) for name, encoder in self.encoders.items()}
         summaries: dict[str, Tensor | None] = dict.fromkeys(sequences)
         for layer in range(self.layers):
             x_sum = self.summaries[layer](x_Bnd)
             tokens = [x_sum]
             for name, tower in self.towers.items():
                 sequences[name], summaries[name] = tower.step(
-                    layer, sequences[name], summaries[name], x_sum, rotations[name]
+                    layer, sequences[name], summaries[name], Context(x_sum, candidates[name]), rotations[name]
                 )
                 tokens.append(self.projects[name](summaries[name]))
             x_Bnd = self.interactions[layer](torch.cat(tokens, dim=1))
         last = [x_Bnd]
         for name in self.late:
-            _, summary = self.towers[name].step(self.layers, sequences[name], None, x_sum, rotations[name])
+            _, summary = self.towers[name].step(self.layers, sequences[name], None, Context(x_sum, None), rotations[name])
             last.append(self.projects[name](summary))
         flat = torch.cat(last, dim=1).flatten(1)
         return torch.cat([head(flat) for head in self.heads], dim=1)
@@ -241,7 +242,7 @@ class Kunlun(nn.Module):
         events = {e.name: e for e in self.schema.events}
 
         def cost(chosen: dict[str, TowerConfig]) -> int:
-            return sum(self._parts.flops(c, events[n], lengths[n]) for n, c in chosen.items())
+            return sum(self._parts.flops(c, events[n], lengths[n], self.schema) for n, c in chosen.items())
 
         budget = cost(configs)
         largest = max(configs.values(), key=lambda c: (c.width * c.layers, c.width))
@@ -284,11 +285,11 @@ class _Parts:
     hsp: HSPConfig
     pooling: Callable[[int, int, int], Pooling] | None
 
-    def tower(self, config: TowerConfig, max_length: int) -> EventTower:
+    def tower(self, config: TowerConfig, max_length: int, candidate: bool) -> EventTower:
         half_window = config.window if self.components.window else None
         return EventTower(
             config,
-            pffn=lambda: PersonalizedBlock(self._pffn(config, max_length), config.width),
+            pffn=lambda: PersonalizedBlock(self._pffn(config, max_length, candidate), config.width),
             attention=None
             if "attention" in self.drop
             else lambda: SelfAttention(config.width, config.heads, half_window),
@@ -296,12 +297,12 @@ class _Parts:
             compskip=self.components.compskip,
         )
 
-    def _pffn(self, config: TowerConfig, max_length: int) -> nn.Module:
+    def _pffn(self, config: TowerConfig, max_length: int, candidate: bool) -> nn.Module:
         if "gdpa" in self.drop:
             return SharedFFN(config.width, self.gdpa.kv_tokens)
         if not self.components.gdpa:
             return LinearPFFN(self.context_tokens, self.width, config.width)
-        return GDPA(self.context_tokens, self.width, config.width, config.heads, max_length, self.gdpa)
+        return GDPA(self.context_tokens, self.width, config.width, config.heads, max_length, candidate, self.gdpa)
 
     def _pooling(self, config: TowerConfig) -> Pooling:
         sizes = (config.width, config.heads, config.tokens)
@@ -313,10 +314,11 @@ class _Parts:
             return self.pooling(*sizes)
         return HSP(*sizes, **asdict(self.hsp))
 
-    def flops(self, config: TowerConfig, event: EventType, length: int) -> int:
+    def flops(self, config: TowerConfig, event: EventType, length: int, schema: FeatureSchema) -> int:
         """Of one sample, without building parameters in memory."""
         with torch.device("meta"):
-            tower = self.tower(config, event.max_length)
+            candidate = all(candidate_field(f, schema.sparse) is not None for f in event.fields)
+            tower = self.tower(config, event.max_length, candidate)
         return sum(m.flops(length) for modules in tower_parts(tower).values() for m in modules)
 
 

@@ -14,6 +14,7 @@ from kunlun.training.metrics import CTRMetrics
 from kunlun.training.optimizers import OptimizerConfig, build_optimizer, build_schedulers, clip_dense_grad_norm_
 
 
+
 class CTRModule(L.LightningModule):
     """Trains ``model`` by binary cross-entropy on its logits, summed over tasks.
 
@@ -78,11 +79,10 @@ class CTRModule(L.LightningModule):
     def _report(self, split: str) -> None:
         for task, metrics in enumerate(self.metrics[split]):
             prefix = split if task == 0 else f"{split}/{self.tasks[task]}"
-            values = {f"{prefix}/{name}": value.float() for name, value in metrics.compute().items()}
-            # Already exact over all processes: Lightning must not average them again.
-            self.log_dict(values, prog_bar=False, sync_dist=False, rank_zero_only=False)
-            if task == 0:
-                self.log_dict({k: values[k] for k in (f"{prefix}/ne", f"{prefix}/auc")}, prog_bar=True, logger=False)
+            for name, value in metrics.compute().items():
+                # Already exact over all processes: Lightning must not average them again.
+                shown = task == 0 and name in ("ne", "auc")
+                self.log(f"{prefix}/{name}", value.float(), prog_bar=shown, sync_dist=False)
             metrics.reset()
 
     def configure_optimizers(self) -> dict[str, Any] | tuple[list[Any], list[Any]]:
