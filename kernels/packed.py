@@ -7,14 +7,14 @@ Legend: N packed tokens · B sequences · P the padded length of a bucket · b s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-# Upper edges of the buckets; empty sequences have one of their own, which is never used.
-_EDGES = torch.tensor(sorted({0} | {2**i for i in range(31)} | {3 * 2**i for i in range(30)}))
+# Upper edges of the buckets; below the first, padding costs less than one more bucket would.
+_EDGES = torch.tensor(sorted({2**i for i in range(3, 31)} | {3 * 2**i for i in range(2, 30)}))
 
 
 class _Take(torch.autograd.Function):
@@ -48,47 +48,74 @@ class _Put(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Bucket:
-    """Sequences of similar length. ``samples`` (b,) · ``tokens`` (n,) rows of the packed values ·
-    ``slots`` (n,) their places in the flattened (b · length) layout · ``mask`` (b, length) true on real tokens."""
+    """b sequences of similar length, laid out (b, length). ``slots`` (n,): where their n tokens lie in the flattened
+    layout · ``mask`` (b, length): true on real tokens."""
 
-    samples: Tensor
     length: int
-    tokens: Tensor
     slots: Tensor
     mask: Tensor
 
-    def pad(self, values: Tensor) -> Tensor:
-        """(N, …) packed → (b, length, …) with zeros behind each sequence."""
-        rows = self.samples.numel() * self.length
-        padded = _Put.apply(_Take.apply(values, self.tokens), self.slots, rows)
-        return padded.unflatten(0, (-1, self.length))
+    def pad(self, tokens: Tensor) -> Tensor:
+        """(n, …) → (b, length, …) with zeros behind each sequence."""
+        return _Put.apply(tokens, self.slots, self.mask.numel()).unflatten(0, self.mask.shape)
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """(b, length, …) → (n, …) in the order of ``tokens``."""
+        """(b, length, …) → (n, …)."""
         return _Take.apply(padded.flatten(0, 1), self.slots)
 
 
-def buckets(offsets: Tensor) -> Iterator[Bucket]:
-    """Buckets over all non-empty sequences."""
+@dataclass(frozen=True)
+class Layout:
+    """All non-empty sequences in buckets. ``samples`` (≤ B,) and ``tokens`` (N,) are their numbers, bucket by bucket:
+    one gather serves all buckets, and its gradient is one copy."""
+
+    buckets: list[Bucket]
+    samples: Tensor
+    tokens: Tensor
+
+    def split_tokens(self, values: Tensor) -> tuple[Tensor, ...]:
+        """(N, …) packed → (n, …) for each bucket."""
+        return _Take.apply(values, self.tokens).split([b.slots.numel() for b in self.buckets])
+
+    def split_samples(self, values: Tensor) -> tuple[Tensor, ...]:
+        """(B, …) → (b, …) for each bucket."""
+        return _Take.apply(values, self.samples).split([b.mask.shape[0] for b in self.buckets])
+
+    def join_tokens(self, parts: list[Tensor], rows: int) -> Tensor:
+        """(n, …) of each bucket → (N, …) packed."""
+        return _Put.apply(torch.cat(parts), self.tokens, rows)
+
+    def join_samples(self, parts: list[Tensor], rows: int) -> Tensor:
+        """(b, …) of each bucket → (B, …), zeros where a sequence is empty."""
+        return _Put.apply(torch.cat(parts), self.samples, rows)
+
+
+# All ops of all layers see the same offsets: the layout of a batch is made once.
+_layouts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def layout_of(offsets: Tensor) -> Layout:
+    """The layout of the sequences of ``offsets``; remembered as long as that tensor lives unchanged."""
+    version, layout = _layouts.get(offsets, (None, None))
+    if layout is None or version != offsets._version:
+        layout = _make_layout(offsets)
+        _layouts[offsets] = (offsets._version, layout)
+    return layout
+
+
+def _make_layout(offsets: Tensor) -> Layout:
     lengths = offsets.diff()
-    edges = _EDGES.to(lengths.device)
-    edge = torch.bucketize(lengths, edges)
+    edge = torch.bucketize(lengths, _EDGES.to(lengths.device))
+    chosen, samples, tokens = [], [lengths.new_zeros(0)], [lengths.new_zeros(0)]
     for value in torch.unique(edge[lengths > 0]).tolist():
-        samples = (edge == value).nonzero().squeeze(1)
-        length = int(lengths[samples].max())
+        members = ((edge == value) & (lengths > 0)).nonzero().squeeze(1)
+        length = int(lengths[members].max())
         position = torch.arange(length, device=offsets.device)
-        mask = position < lengths[samples, None]
-        slots = mask.flatten().nonzero().squeeze(1)
-        tokens = (offsets[:-1][samples, None] + position)[mask]
-        yield Bucket(samples, length, tokens, slots, mask)
-
-
-def join_tokens(parts: list[tuple[Tensor, Tensor]], shape: tuple[int, ...], inputs: list[Tensor]) -> Tensor:
-    """Assemble ``(tokens, values)`` of all buckets into one packed tensor of ``shape``."""
-    if not parts:
-        return nothing(shape, inputs)
-    tokens = torch.cat([index for index, _ in parts])
-    return _Put.apply(torch.cat([values for _, values in parts]), tokens, shape[0])
+        mask = position < lengths[members, None]
+        chosen.append(Bucket(length, mask.flatten().nonzero().squeeze(1), mask))
+        samples.append(members)
+        tokens.append((offsets[:-1][members, None] + position)[mask])
+    return Layout(chosen, torch.cat(samples), torch.cat(tokens))
 
 
 def nothing(shape: tuple[int, ...], inputs: list[Tensor]) -> Tensor:
@@ -103,8 +130,11 @@ def segment_matmul(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
             f"segment_matmul: x (N, i) and weight (B, i, o) expected, got {(*x.shape,)} and {(*weight.shape,)}"
         )
     check_offsets(offsets, x.shape[0], "offsets")
-    parts = [(b.tokens, b.unpad(b.pad(x) @ weight[b.samples])) for b in buckets(offsets)]
-    return join_tokens(parts, (x.shape[0], weight.shape[2]), [x, weight])
+    layout = layout_of(offsets)
+    if not layout.buckets:
+        return nothing((x.shape[0], weight.shape[2]), [x, weight])
+    parts = zip(layout.buckets, layout.split_tokens(x), layout.split_samples(weight), strict=True)
+    return layout.join_tokens([bucket.unpad(bucket.pad(x_n) @ weight_b) for bucket, x_n, weight_b in parts], x.shape[0])
 
 
 def check_offsets(offsets: Tensor, rows: int, name: str) -> None:

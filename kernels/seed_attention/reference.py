@@ -5,20 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.packed import buckets, nothing
+from kernels.packed import layout_of, nothing
 
 
 def seed_attention_reference(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> Tensor:
     """See :func:`kernels.seed_attention.seed_attention`; k is already rotated."""
-    shape = (offsets.numel() - 1, *seeds.shape)
-    seeds_HSD = (seeds * scale).transpose(0, 1)
-    samples, parts = [], []
-    for bucket in buckets(offsets):
-        k_bHDP = bucket.pad(k).permute(0, 2, 3, 1)
-        v_bHPD = bucket.pad(v).transpose(1, 2)
-        scores = (seeds_HSD @ k_bHDP).masked_fill(~bucket.mask[:, None, None], float("-inf"))
-        parts.append((scores.softmax(-1) @ v_bHPD).transpose(1, 2))
-        samples.append(bucket.samples)
-    if not parts:
-        return nothing(shape, [seeds, k, v])
-    return seeds.new_zeros(shape).index_copy(0, torch.cat(samples), torch.cat(parts))
+    layout, batch = layout_of(offsets), offsets.numel() - 1
+    if not layout.buckets:
+        return nothing((batch, *seeds.shape), [seeds, k, v])
+    # The seeds are the same for all: the scores of all tokens are one product, before any padding.
+    scores_NHS = torch.einsum("nhd,shd->nhs", k, seeds * scale)
+    parts = []
+    for bucket, scores_nHS, v_nHD in zip(
+        layout.buckets, layout.split_tokens(scores_NHS), layout.split_tokens(v), strict=True
+    ):
+        scores_bHSP = bucket.pad(scores_nHS).permute(0, 2, 3, 1)
+        weights = scores_bHSP.masked_fill(~bucket.mask[:, None, None], float("-inf")).softmax(-1)
+        parts.append((weights @ bucket.pad(v_nHD).transpose(1, 2)).transpose(1, 2))
+    return layout.join_samples(parts, batch)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.packed import Bucket, buckets, join_tokens
+from kernels.packed import Bucket, layout_of, nothing
 
 _HIDDEN = -1e30  # finite, so that a padded query with no key in sight gives no NaN
 
@@ -19,16 +19,17 @@ def window_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, left: int, right: int, scale: float
 ) -> Tensor:
     """See :func:`kernels.window_attention.window_attention`; q and k are already rotated."""
-    parts = []
-    for bucket in buckets(offsets):
-        out = _attend(bucket, q * scale, k, v, min(left, bucket.length - 1), min(right, bucket.length - 1))
-        parts.append((bucket.tokens, bucket.unpad(out)))
-    return join_tokens(parts, tuple(v.shape), [q, k, v])
+    layout = layout_of(offsets)
+    if not layout.buckets:
+        return nothing(tuple(v.shape), [q, k, v])
+    parts = zip(layout.buckets, *(layout.split_tokens(x) for x in (q * scale, k, v)), strict=True)
+    return layout.join_tokens([_attend(*part, left, right) for part in parts], q.shape[0])
 
 
 def _attend(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, left: int, right: int) -> Tensor:
-    """(b, P, H, D) for the sequences of one bucket."""
+    """(n, H, D): the tokens of one bucket."""
     length = bucket.length
+    left, right = min(left, length - 1), min(right, length - 1)
     block = max(16, (left + right) // 2)
     if left + block + right >= length:  # strips would not be shorter than the sequence: one block, one strip
         block, before, after = length, 0, 0
@@ -53,4 +54,4 @@ def _attend(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, left: int, right: i
     seen_bm1cs = (real_bms[:, :, None, :] & near_cs)[:, :, None]
     scores = (q_bmHcD @ k_bmHDs).masked_fill(~seen_bm1cs, _HIDDEN)
     out_bmHcD = scores.softmax(-1) @ v_bmHDs.transpose(3, 4)
-    return out_bmHcD.transpose(2, 3).flatten(1, 2)[:, :length]
+    return bucket.unpad(out_bmHcD.transpose(2, 3).flatten(1, 2)[:, :length])

@@ -1,0 +1,24 @@
+"""Shared fixtures: the sample data, small schemas and random packed batches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def sample_data() -> Path:
+    """The folder of real sample rows; the data sets' owners do not let them be copied into the project."""
+    folder = Path(os.environ.get("KUNLUN_SAMPLE_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "criteo_kaggle_110k.tsv.gz").is_file():
+        pytest.skip(f"no sample rows at {folder}; set KUNLUN_SAMPLE_DATA to a folder that has them")
+    return folder
