@@ -20,7 +20,9 @@ _MASK32 = np.uint64(0xFFFFFFFF)
 def permute(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     """Places ``index`` (int64, each < n) of the order of ``n`` rows: a bijection on 0 … n − 1."""
     half = max(1, -(-max(n - 1, 1).bit_length() // 2))
-    keys = np.random.SeedSequence([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch]).generate_state(_ROUNDS, np.uint64)
+    keys = np.random.SeedSequence([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch]).generate_state(
+        _ROUNDS, np.uint64
+    )
     out = index.astype(np.uint64)
     todo = np.arange(out.size)
     while todo.size:
@@ -79,18 +81,15 @@ class BatchOrder(Sampler[np.ndarray]):
         return len(range(self.rank, batches, self.world))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        while self.position < len(self):
-            start = (self.position * self.world + self.rank) * self.batch_size
+        for position in range(self.position, len(self)):
+            epoch = self.epoch
+            start = (position * self.world + self.rank) * self.batch_size
             index = np.arange(start, min(start + self.batch_size, self.rows))
-            # Counted before it is handed out: a saved state names the next batch.
-            self.position += 1
-            yield permute(index, self.rows, self.seed, self.epoch) if self.shuffle else index
-        self.epoch, self.position = self.epoch + 1, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer; a position already restored for this epoch is kept."""
-        if epoch != self.epoch:
-            self.epoch, self.position = epoch, 0
+            # Counted before it is handed out, so that a saved state names the next batch. The last batch counts the
+            # epoch: a reader that knows our length never asks for the one after it.
+            last = position + 1 == len(self)
+            self.epoch, self.position = (epoch + 1, 0) if last else (epoch, position + 1)
+            yield permute(index, self.rows, self.seed, epoch) if self.shuffle else index
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position}

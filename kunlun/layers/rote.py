@@ -33,9 +33,9 @@ class RoteConfig:
             raise ValueError(f"rote.theta_base must be > 1, got {self.theta_base}")
 
 
-# τ = log(1 + Δt / t_scale) is about 0.7 at a minute and 12.5 at half a year. φ runs from a third of a turn over that
-# whole range to two radians per unit, so that a minute, an hour, a day and a month are over 0.5 rad apart.
-PHI_MIN, PHI_MAX = 0.15, 2.0
+# τ = log(1 + Δt / t_scale) is about 0.7 at a minute, 4.1 at an hour, 7.3 at a day and 10.7 at a month. The slowest φ
+# alone keeps these over 0.5 rad apart and does not wrap in a year; the fastest resolves minutes.
+PHI_MIN, PHI_MAX = 0.2, 2.0
 
 
 class Rote(nn.Module):
@@ -57,7 +57,7 @@ class Rote(nn.Module):
         pair = torch.arange(pairs, dtype=torch.float32)
         self.register_buffer("theta", config.theta_base ** (-pair / pairs), persistent=False)
         ratio = math.log(PHI_MAX / PHI_MIN)
-        steps = pair / max(pairs - 1, 1) if pairs > 1 else torch.ones(1)
+        steps = pair / max(pairs - 1, 1)
         self.register_buffer("phi", PHI_MIN * torch.exp(ratio * steps), persistent=False)
 
     def forward(self, sequence: Jagged, times: Tensor | None, request_time: Tensor | None) -> Rotation:

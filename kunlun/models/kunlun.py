@@ -59,7 +59,9 @@ class TowerConfig:
         if min(self.width, self.heads, self.tokens, self.layers) < 1 or self.window < 0:
             raise ValueError(f"tower: width, heads, tokens and layers must be ≥ 1 and window ≥ 0, got {self}")
         if self.width % (2 * self.heads):
-            raise ValueError(f"tower: width must be a multiple of 2 · heads, got width {self.width}, heads {self.heads}")
+            raise ValueError(
+                f"tower: width must be a multiple of 2 · heads, got width {self.width}, heads {self.heads}"
+            )
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,9 @@ class Kunlun(nn.Module):
         for event in schema.events:
             config = configs[event.name]
             self.encoders[event.name] = EventEncoder(event, schema, self.tables, config.width)
-            self.towers[event.name] = self._parts.tower(config, event.max_length, self.encoders[event.name].candidate is not None)
+            self.towers[event.name] = self._parts.tower(
+                config, event.max_length, self.encoders[event.name].candidate is not None
+            )
             self.projects[event.name] = nn.Linear(config.width, width)
             self.rotes[event.name] = Rote(config.width // config.heads, rote)
         summary_tokens = sum(_tokens(self.towers[e.name]) for e in schema.events)
@@ -191,7 +195,9 @@ class Kunlun(nn.Module):
             tokens = wukong.tokens
         # A tower as deep as the model may still hold a summary that no interaction has read.
         self.late = [
-            e.name for e in schema.events if configs[e.name].layers == layers and self.towers[e.name].last_pool is not None
+            e.name
+            for e in schema.events
+            if configs[e.name].layers == layers and self.towers[e.name].last_pool is not None
         ]
         inputs = (tokens + sum(_tokens(self.towers[name]) for name in self.late)) * width
         self.heads = nn.ModuleList(_mlp(inputs, head_hidden or [64], dropout) for _ in schema.tasks)
@@ -200,7 +206,9 @@ class Kunlun(nn.Module):
         """Logits (B, tasks)."""
         x_Bnd = self.context(batch, self.tables)
         sequences, rotations = self._events(batch)
-        candidates = {name: encoder.encode_candidate(batch.sparse, self.tables) for name, encoder in self.encoders.items()}
+        candidates = {
+            name: encoder.encode_candidate(batch.sparse, self.tables) for name, encoder in self.encoders.items()
+        }
         summaries: dict[str, Tensor | None] = dict.fromkeys(sequences)
         for layer in range(self.layers):
             x_sum = self.summaries[layer](x_Bnd)
@@ -213,7 +221,9 @@ class Kunlun(nn.Module):
             x_Bnd = self.interactions[layer](torch.cat(tokens, dim=1))
         last = [x_Bnd]
         for name in self.late:
-            _, summary = self.towers[name].step(self.layers, sequences[name], None, Context(x_sum, None), rotations[name])
+            _, summary = self.towers[name].step(
+                self.layers, sequences[name], None, Context(x_sum, None), rotations[name]
+            )
             last.append(self.projects[name](summary))
         flat = torch.cat(last, dim=1).flatten(1)
         return torch.cat([head(flat) for head in self.heads], dim=1)

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 
 from kunlun.features import Batch
 from kunlun.training.metrics import CTRMetrics
-from kunlun.training.optimizers import OptimizerConfig, build_optimizer, build_schedulers, clip_dense_grad_norm_
-
+from kunlun.training.optimizers import (
+    OptimizerConfig,
+    build_optimizer,
+    build_schedulers,
+    clip_dense_grad_norm_,
+    step_plateau,
+)
 
 
 class CTRModule(L.LightningModule):
@@ -59,7 +64,9 @@ class CTRModule(L.LightningModule):
         return {"row": batch.row, "probability": torch.sigmoid(self(batch))}
 
     def on_validation_epoch_end(self) -> None:
-        self._report("valid")
+        values = self._report("valid")
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            step_plateau(self.lr_schedulers(), self.optimizer_config, values)
 
     def on_test_epoch_end(self) -> None:
         self._report("test")
@@ -76,14 +83,18 @@ class CTRModule(L.LightningModule):
         for task, metrics in enumerate(self.metrics[split]):
             metrics.update(logits[:, task], batch.labels[:, task], user=batch.user, weight=batch.weight)
 
-    def _report(self, split: str) -> None:
+    def _report(self, split: str) -> dict[str, float]:
+        """Log, and return, the values over the whole split."""
+        logged = {}
         for task, metrics in enumerate(self.metrics[split]):
             prefix = split if task == 0 else f"{split}/{self.tasks[task]}"
             for name, value in metrics.compute().items():
                 # Already exact over all processes: Lightning must not average them again.
                 shown = task == 0 and name in ("ne", "auc")
                 self.log(f"{prefix}/{name}", value.float(), prog_bar=shown, sync_dist=False)
+                logged[f"{prefix}/{name}"] = float(value)
             metrics.reset()
+        return logged
 
     def configure_optimizers(self) -> dict[str, Any] | tuple[list[Any], list[Any]]:
         optimizer = build_optimizer(self.model, self.optimizer_config)
@@ -98,7 +109,9 @@ class CTRModule(L.LightningModule):
     ) -> None:
         """Clips the dense part by norm: embedding rows have sparse gradients and Adagrad's own scale."""
         if gradient_clip_algorithm not in (None, "norm"):
-            raise ValueError(f"trainer.gradient_clip_algorithm: only 'norm' is supported, got {gradient_clip_algorithm!r}")
+            raise ValueError(
+                f"trainer.gradient_clip_algorithm: only 'norm' is supported, got {gradient_clip_algorithm!r}"
+            )
         if gradient_clip_val:
             clip_dense_grad_norm_(self.model.parameters(), gradient_clip_val)
 

@@ -71,9 +71,7 @@ def test_gdpa_with_packed_and_with_shared_keys(window):
     """Packed keys of other lengths, grouped heads and shared sets, with an activation that is not 0 at 0."""
     offsets, kv_offsets, index = layout([4, 0, 3, 9]), layout([2, 6, 0]), torch.tensor([1, 0, 2, 1])
     q, k, v = randn(16, 4, 6), randn(8, 2, 6), randn(8, 2, 6, seed=1)
-    out = gdpa(
-        q, k, v, offsets, 9, tau=3.0, activation="sigmoid", kv_offsets=kv_offsets, kv_index=index, window=window
-    )
+    out = gdpa(q, k, v, offsets, 9, tau=3.0, activation="sigmoid", kv_offsets=kv_offsets, kv_index=index, window=window)
     for b, (start, end) in enumerate(spans(offsets)):
         low, high = spans(kv_offsets)[index[b]]
         for t in range(start, end):

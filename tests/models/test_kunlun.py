@@ -149,7 +149,9 @@ def test_compskip_owns_no_skipped_parameters_and_reuses_the_cached_summary():
     assert owned == {"pffn.0", "pool.0", "attention.1", "pffn.2", "pool.2"}
 
     sequences, rotations = model._events(batch)
-    context = gdpa_layer.Context(torch.randn(4, 4, 8), model.encoders["view"].encode_candidate(batch.sparse, model.tables))
+    context = gdpa_layer.Context(
+        torch.randn(4, 4, 8), model.encoders["view"].encode_candidate(batch.sparse, model.tables)
+    )
     sequence, summary = tower.step(0, sequences["view"], None, context, rotations["view"])
     disturbed = sequence.with_values(torch.randn_like(sequence.values))
     _, reused = tower.step(1, disturbed, summary, context, rotations["view"])

@@ -1,0 +1,58 @@
+# make install | fit | test | lint | format | clean
+#
+# PYTHON       the interpreter to build .venv with (3.11 or newer)
+# TORCH_INDEX  where to take torch from; empty: the default index, whose torch for Linux is the CUDA build.
+#              Without a GPU:  make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# EXTRAS       optional dependencies to install: dev, bench
+# FIT_ARGS     more arguments of `make fit`, as in: make fit FIT_ARGS="--trainer.max_epochs 1"
+# PYTEST_ARGS  more arguments of pytest, as in: make test PYTEST_ARGS="-n 2"
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+EXTRAS ?= dev
+FIT_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+comma := ,
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.DEFAULT_GOAL := help
+.PHONY: help install fit test lint format clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+install: $(STAMP)
+
+# The stamp is newer than what it was made from, so a second `make install` does nothing.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, but $(PYTHON) is older: make install PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt pip setuptools
+	$(PIP) install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
+	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
+	@touch $@
+
+fit: install
+	$(BIN)/python cli.py fit --config ablations/kunlun.yaml $(FIT_ARGS)
+
+test: install lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

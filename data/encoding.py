@@ -1,0 +1,139 @@
+"""Encoders fitted on the training split: vocabularies, feature hashing, dense standardisation.
+
+Everything is an Ibis expression or exact arithmetic on counted values, so that every engine and every number of
+threads gives the same ids and the same statistics. Ids: 0 = missing, 1 = not in the vocabulary, 2… = known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+
+from data.preparation import Workspace, count_rows
+from kunlun.features import MISSING_ID, UNKNOWN_ID, Table
+
+FIRST_ID = UNKNOWN_ID + 1
+WORD = 0xFFFFFFFF
+MULTIPLIER = 0x45D9F3B  # below 2^31: its product with a 32-bit word fits int64, so no engine overflows
+HEX = "0123456789abcdef"
+Integer = TypeVar("Integer", int, ir.IntegerValue)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """``values`` has (value, id, count), most frequent first; ``table`` is the id space."""
+
+    values: ir.Table
+    table: Table
+
+
+def fit_vocabulary(
+    workspace: Workspace, column: ir.Column, name: str, min_count: int, keep_rare: bool = False
+) -> Vocabulary:
+    """Ids for the values of ``column`` (nulls left out) that occur at least ``min_count`` times.
+
+    By falling count, then by value. ``keep_rare`` keeps the others in ``values`` too, as unknown, for their counts.
+    """
+    counts = column.name("value").as_table()
+    counts = counts.filter(counts.value.notnull()).group_by("value").aggregate(count=lambda t: t.count())
+    known = counts["count"] >= min_count
+    rank = ibis.row_number().over(ibis.window(order_by=[counts["count"].desc(), counts["value"]]))
+    values = counts.mutate(id=ibis.ifelse(known, rank + FIRST_ID, UNKNOWN_ID))
+    if not keep_rare:
+        values = values.filter(values["id"] >= FIRST_ID)
+    values = workspace.save(values, f"vocabulary-{name}")
+    known_values = count_rows(values.filter(values["id"] >= FIRST_ID))
+    return Vocabulary(values, Table(rows=FIRST_ID + known_values, encoding="vocabulary", min_count=min_count))
+
+
+def look_up(table: ir.Table, fields: Mapping[str, tuple[str, Vocabulary]], counts: bool = False) -> ir.Table:
+    """Add ``id:<field>`` for every field → (column, vocabulary): the ids of the column's values.
+
+    With ``counts`` also ``count:<field>``: how often the value occurs in training, null where it is missing.
+    """
+    joined = table
+    for name, (column, vocabulary) in fields.items():
+        values = vocabulary.values
+        values = values.select(
+            **{f"value:{name}": values["value"], f"known:{name}": values["id"], f"seen:{name}": values["count"]}
+        )
+        joined = joined.left_join(values, table[column] == values[f"value:{name}"])
+    added: dict[str, ir.Value] = {}
+    for name, (column, _) in fields.items():
+        present = joined[column].notnull()
+        added[f"id:{name}"] = ibis.ifelse(present, joined[f"known:{name}"].fill_null(UNKNOWN_ID), MISSING_ID)
+        if counts:
+            added[f"count:{name}"] = ibis.ifelse(present, joined[f"seen:{name}"].fill_null(0), ibis.null("int64"))
+    return joined.select(*(joined[name] for name in table.columns), **added)
+
+
+def mix(word: Integer) -> Integer:
+    """Scramble a 32-bit word: a one-to-one map in which every input bit reaches every output bit."""
+    word = ((word ^ (word >> 16)) * MULTIPLIER) & WORD
+    word = ((word ^ (word >> 16)) * MULTIPLIER) & WORD
+    return word ^ (word >> 16)
+
+
+def hash_integer(value: Integer, *salts: int) -> Integer:
+    """A 32-bit hash of an int64 value, for Python integers and Ibis columns alike, without overflow in int64."""
+    start = 0x9E3779B9
+    for salt in salts:
+        start = mix(start ^ (salt & WORD))
+    return mix(mix(((value >> 32) & WORD) ^ start) ^ (value & WORD))
+
+
+def hash_text(text: ir.StringValue) -> ir.IntegerValue:
+    """A 32-bit hash of a string: the first eight hexadecimal digits of its MD5."""
+    digest = text.hexdigest("md5")
+    digits = [ibis.literal(HEX).find(digest.substr(i, 1)).cast("int64") * 16 ** (7 - i) for i in range(8)]
+    return sum(digits[1:], digits[0])
+
+
+def hash_id(hashed: ir.IntegerValue, rows: int) -> ir.IntegerValue:
+    """The id of a hashed value in a table of ``rows`` rows; a missing value stays missing."""
+    return (hashed % (rows - FIRST_ID) + FIRST_ID).fill_null(MISSING_ID)
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """(transform(x) - mean) / std, and 0 where x is missing; mean and std are those of the training split."""
+
+    transform: Literal["log", "standard"]
+    mean: float
+    std: float
+
+    @classmethod
+    def fit(cls, column: ir.NumericColumn, transform: Literal["log", "standard"]) -> Standardisation:
+        """From the counts of the distinct values: exact and the same for any order of the rows."""
+        counts = column.name("value").as_table()
+        counts = counts.filter(counts.value.notnull()).group_by("value").aggregate(count=lambda t: t.count())
+        counted = counts.order_by("value").to_pyarrow()
+        return cls.of_counts(counted["value"].to_numpy(), counted["count"].to_numpy(), transform)
+
+    @classmethod
+    def of_counts(
+        cls, values: np.ndarray, counts: np.ndarray, transform: Literal["log", "standard"]
+    ) -> Standardisation:
+        """From distinct ``values`` and how often each occurs; a constant column gets std 1."""
+        if counts.sum() == 0:
+            return cls(transform, 0.0, 1.0)
+        x = values.astype(np.float64)
+        if transform == "log":
+            x = np.sign(x) * np.log1p(np.abs(x))
+        mean = float(np.average(x, weights=counts))
+        std = float(np.sqrt(np.average((x - mean) ** 2, weights=counts)))
+        return cls(transform, mean, std if std > 0 else 1.0)
+
+    def apply(self, column: ir.NumericValue) -> ir.FloatingValue:
+        x = column.cast("float64")
+        if self.transform == "log":
+            x = x.sign().cast("float64") * (x.abs() + 1.0).ln()
+        return ((x - self.mean) / self.std).fill_null(0.0).cast("float32")
+
+    def provenance(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,181 @@
+"""The command line of fit, validate, test and predict, read as far as it can be without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kunlun.configuration import (
+    COMMAND_LINE,
+    CONFIG_ROOT,
+    ConfigError,
+    ConfigTree,
+    Text,
+    closest,
+    load_configs,
+    parse_value,
+    shown,
+)
+
+SECTIONS = ("seed_everything", "data", "model", "training", "trainer", "run")
+OPTIONS = {
+    "fit": ("ckpt_path",),
+    "validate": ("ckpt_path",),
+    "test": ("ckpt_path",),
+    "predict": ("ckpt_path", "output"),
+}
+FLAGS = ("help", "h", "print_config")
+
+
+@dataclass(frozen=True)
+class Override:
+    """``--key=value`` as the user gave it; ``tokens`` are the arguments it took. No value: a bare flag."""
+
+    key: str
+    value: str | None
+    tokens: tuple[str, ...]
+
+
+def split_arguments(argv: Iterable[str]) -> tuple[list[str], list[Override]]:
+    """The values of ``--config`` / ``-c`` in order, and everything else."""
+    arguments = list(argv)
+    configs: list[str] = []
+    overrides: list[Override] = []
+    while arguments:
+        token = arguments.pop(0)
+        if not token.startswith("-") or token == "-":
+            kind = "--config " if token.endswith((".yaml", ".yml")) or (CONFIG_ROOT / f"{token}.yaml").is_file() else ""
+            hint = f"; did you mean {kind + token!r}?" if kind else "; options are given as --key value or --key=value"
+            raise ConfigError(f"{COMMAND_LINE}: unexpected argument {token!r}{hint}")
+        name, equals, value = token.partition("=")
+        tokens = [token]
+        given: str | None = value if equals else None
+        if not equals and arguments and not arguments[0].startswith("--") and arguments[0] not in ("-h", "-c"):
+            given = arguments.pop(0)
+            tokens.append(given)
+        if name in ("--config", "-c"):
+            if not given:
+                raise ConfigError(f"{COMMAND_LINE}: {name} needs the name of a file, as in: --config ablations/no_gdpa")
+            configs.append(given)
+        else:
+            overrides.append(Override(name.lstrip("-"), given, tuple(tokens)))
+    return configs, overrides
+
+
+@dataclass
+class Request:
+    """A training command, read as far as it can be without torch.
+
+    The tree holds the values of the command line too, as `Text` where they are yet to be read; ``overrides`` are the
+    options that no tree can hold. ``checkpoint`` is the file that --ckpt_path names, ``run`` the run it belongs to.
+    """
+
+    command: str
+    argv: list[str]
+    configs: list[str]
+    tree: ConfigTree
+    overrides: list[Override]
+    checkpoint: Path | None = None
+    run: Path | None = None
+
+    @property
+    def asks_help(self) -> bool:
+        return any(o.key in FLAGS or o.key.endswith(".help") for o in self.overrides)
+
+
+def read_request(command: str, argv: list[str]) -> Request:
+    """Find and merge the files that ``argv`` names; without --config, those of the run that --ckpt_path lies in."""
+    configs, overrides = split_arguments(argv)
+    given = {o.key: o.value for o in overrides}
+    checkpoint = run = None
+    if "ckpt_path" in given:
+        checkpoint = find_checkpoint(given["ckpt_path"] or "", "last.ckpt" if command == "fit" else "best.ckpt")
+        run = next((p for p in list(checkpoint.parents)[:2] if (p / "config.yaml").is_file()), None)
+    elif command != "fit" and not set(FLAGS) & set(given):
+        raise ConfigError(
+            f"{command} needs the checkpoint of a trained model, as in: "
+            f"python cli.py {command} --ckpt_path runs/NAME/TIME/checkpoints/best.ckpt"
+        )
+    if command == "predict":
+        overrides = [_as_predict_split(o) if o.key == "split" else o for o in overrides]
+    tree = load_configs([], base=run / "config.yaml") if run and not configs else load_configs(configs)
+    for option in {option for options in OPTIONS.values() for option in options}:
+        if tree.values.get(option, "") is None:  # as --print_config prints it
+            del tree.values[option]
+    check_sections(tree, [], SECTIONS)
+    check_sections(tree, overrides, [*SECTIONS, *OPTIONS[command]])
+    rest = apply_values(tree, apply_class_overrides(tree, overrides), own=OPTIONS[command])
+    return Request(command, argv, configs, tree, rest, checkpoint, run)
+
+
+def apply_class_overrides(tree: ConfigTree, overrides: Iterable[Override]) -> list[Override]:
+    """Put ``--x.class_path=C`` and ``--x=C`` into the tree: a new class drops the old arguments. Returns the rest."""
+    rest = []
+    for override in overrides:
+        key, value = override.key, override.value
+        node: Any = tree.values
+        for part in key.removesuffix(".class_path").split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        is_class = key.endswith(".class_path") or (isinstance(node, dict) and "class_path" in node)
+        if is_class and value and re.fullmatch(r"[A-Za-z_][\w.]*", value):
+            if "." not in value and isinstance(node, dict):  # a sibling of the present class, by its bare name
+                value = f"{str(node['class_path']).rpartition('.')[0]}.{value}"
+            tree.set(f"{key.removesuffix('.class_path')}.class_path", value)
+        else:
+            rest.append(override)
+    return rest
+
+
+def apply_values(tree: ConfigTree, overrides: Iterable[Override], own: Collection[str]) -> list[Override]:
+    """Put ``--key=value`` into the tree; returns what a tree cannot hold: the command's ``own`` options, flags, and
+    what changes lists, as in ``--trainer.callbacks+=Class --trainer.callbacks.argument=value``.
+    """
+    rest, appended = [], []
+    for override in overrides:
+        key, value = override.key, override.value
+        if "+" in key:
+            appended.append(f"{key.partition('+')[0]}.")
+        is_own = key in own or key in FLAGS or key.endswith(".help")
+        if is_own or value is None or "+" in key or key.startswith(tuple(appended)) or tree.crosses_list(key):
+            rest.append(override)
+            tree.origins[key.partition("+")[0]] = COMMAND_LINE
+        else:
+            read = parse_value(value)
+            tree.set(key, read if isinstance(read, (dict, list)) else Text(value))
+    return rest
+
+
+def check_sections(tree: ConfigTree, overrides: Iterable[Override], sections: Iterable[str]) -> None:
+    """Refuse sections that do not exist, before anything heavy is loaded."""
+    known = list(sections)
+    listed = ", ".join(known)
+    for key in tree.values:
+        if key not in known:
+            raise ConfigError(f"{tree.where(key)}: {key}: unknown section{closest(key, known)} (known: {listed})")
+    for override in overrides:
+        section = override.key.split(".")[0].removesuffix("+")
+        if section not in (*known, *FLAGS):
+            hint = closest(section, [*known, *FLAGS])
+            raise ConfigError(f"{COMMAND_LINE}: --{override.key}: unknown option{hint} (known: {listed})")
+        if override.value is None and section not in FLAGS and not override.key.endswith(".help"):
+            raise ConfigError(f"{COMMAND_LINE}: --{override.key}: a value is missing")
+
+
+def find_checkpoint(name: str, preferred: str) -> Path:
+    """The checkpoint file ``name``, or the ``preferred`` one of the run directory ``name``."""
+    path = Path(name).expanduser()
+    if name and path.is_file():
+        return path
+    if name and (path / "checkpoints" / preferred).is_file():
+        return path / "checkpoints" / preferred
+    latest = sorted(Path("runs").glob(f"*/*/checkpoints/{preferred}"), key=lambda p: p.stat().st_mtime)
+    hint = f"; the newest is {shown(latest[-1])}" if latest else ""
+    raise ConfigError(f"{COMMAND_LINE}: --ckpt_path: {name!r} is no checkpoint file and no run directory{hint}")
+
+
+def _as_predict_split(override: Override) -> Override:
+    key = "data.init_args.predict_split"
+    return Override(key, override.value, (f"--{key}={override.value}",))

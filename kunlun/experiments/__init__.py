@@ -1,0 +1,1 @@
+"""Many runs, one table. Stands on kunlun.training; nothing below imports it."""

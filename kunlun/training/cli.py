@@ -1,0 +1,362 @@
+"""fit, validate, test and predict: a LightningCLI whose tree is ``data, model, training, trainer, run``.
+
+``model`` is any nn.Module that takes ``schema``; it is filled in from the data, and the model goes into CTRModule,
+whose other arguments are ``training``. A wrong configuration ends in a ConfigError before anything starts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from kunlun.command_line import Request
+from kunlun.config_check import ConfigChecker, is_users_fault
+from kunlun.configuration import CONFIG_ROOT, ConfigError, shown
+from kunlun.features import FeatureSchema
+from kunlun.training import runs
+from kunlun.training.module import CTRModule
+from kunlun.training.prediction import InOrder, PredictionWriter
+from kunlun.training.progress import progress_bar
+from kunlun.training.runs import RunOptions
+from kunlun.training.summary import FitSummary, next_commands
+
+# A schema comes from the data, never from a config: without this jsonargparse wants its fields as options.
+set_parsing_settings(subclasses_enabled=[FeatureSchema])
+
+_NOISE = (
+    "does not have many workers",  # small data sets are read fast enough by one process
+    "exists and is not empty",  # the run directory: it holds config.yaml already
+    "is smaller than the logging interval",
+    "callbacks used to create the checkpoint need to be provided",  # evaluation needs none of them
+    "isinstance(treespec, LeafSpec)",  # between Lightning and torch
+    "'set_vital' is deprecated",  # between torchdata and torch
+)
+
+
+def main(request: Request, checker: ConfigChecker) -> int:
+    """Run one command; ConfigError if the configuration is wrong. Returns the exit code.
+
+    ``checker`` has been through the parts of the configuration that need no Lightning.
+    """
+    for text in _NOISE:
+        warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    cli = KunlunCLI(request, checker)
+    try:
+        getattr(cli, request.command)()
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
+            raise KeyboardInterrupt from None
+        raise
+    return 0
+
+
+class KunlunCLI(LightningCLI):
+    """Parses, checks and builds everything; the methods named like the commands then run it."""
+
+    def __init__(self, request: Request, checker: ConfigChecker) -> None:
+        self.request = request
+        self.tree = request.tree
+        self.checker = checker
+        self._refusal: Exception | None = None
+        # Reading them takes a while, and only help shows them.
+        set_parsing_settings(docstring_parse_attribute_docstrings=request.asks_help)
+        super().__init__(
+            datamodule_class=LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=1,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={
+                "prog": f"cli.py {request.command}",
+                "description": DESCRIPTIONS[request.command],
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "dump_header": None,
+            },
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+        parser.add_subclass_arguments(nn.Module, "model", required=True)
+        parser.add_class_arguments(CTRModule, "training")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.add_class_arguments(RunOptions, "run")
+        parser.link_arguments("data.schema", "model.init_args.schema", apply_on="instantiate")
+        parser.link_arguments("model", "training.model", apply_on="instantiate")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        text = (
+            "Checkpoint file or run directory to go on from."
+            if self.request.command == "fit"
+            else ("Checkpoint file or run directory; without --config, the configuration saved with it is used.")
+        )
+        parser.add_argument("--ckpt_path", type=str | None, help=text)
+        if self.request.command == "predict":
+            parser.add_argument("--output", type=str | None, help="Parquet file; default: predictions-SPLIT.parquet.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        if not self.request.asks_help:
+            self._check()
+        self.tree.values = self.checker.settle(self.tree.values)
+        rest = [token for override in self.request.overrides for token in override.tokens]
+        try:
+            self.config = parser.parse_args(["--config", self.tree.dump(), *rest])
+        except (ArgumentError, TypeError, ValueError) as error:
+            raise ConfigError(self._rephrased(str(error))) from error
+        self.config.pop("config", None)
+
+    def _check(self) -> None:
+        checker, values = self.checker, self.tree.values
+        checker.arguments("trainer", values.get("trainer", {}), Trainer)
+        checker.arguments("training", values.get("training", {}), CTRModule, linked={"model"})
+        checker.component("data", values.get("data"), (LightningDataModule,))
+
+    def _rephrased(self, message: str) -> str:
+        """jsonargparse's message in a line: the innermost key, and the first thing that is said of it."""
+        keys = re.findall(r'[Kk]ey "([\w.]+)"', message)
+        lines = [line.strip(" -") for line in message.splitlines()]
+        told = re.compile(r"Expected|Option|Group|No module|Not a|Unable|required|unrecognized|does not|expected")
+        reason = next(
+            (line for line in lines if told.match(line) and not line.startswith("Does not validate")), lines[0]
+        )
+        key = ".".join(keys)
+        return f"{self.tree.where(key)}: {key + ': ' if key else ''}{reason}"
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: what a checkpoint remembers must not win over the command line."""
+
+    def instantiate_classes(self) -> None:
+        try:
+            self.config_init = self.parser.instantiate(self.config, instantiators=[(self._construct, object, True)])
+        except Exception as error:
+            cause = self._refusal or error
+            raise self._explained(cause) from cause
+        self.datamodule = self.config_init["data"]
+        self.model = self.config_init["training"]
+        self.options: RunOptions = self.config_init["run"]
+
+    def _construct(self, cls: type, *args: Any, **kwargs: Any) -> Any:
+        """Remembers what a constructor raises: jsonargparse would wrap it in a long message about types."""
+        try:
+            return cls(*args, **kwargs)
+        except Exception as error:
+            self._refusal = error
+            raise
+
+    def _explained(self, error: Exception) -> Exception:
+        """A ConfigError if a value of the configuration is at fault, else ``error`` itself."""
+        if not (is_users_fault(error) or isinstance(error, MisconfigurationException)):
+            return error
+        key = self.checker.blame(error)
+        where = f"{self.tree.where(key)}: {key}: " if key else ""
+        return ConfigError(f"{where}{error}")
+
+    def make_trainer(self, callbacks: list[Callback], **arguments: Any) -> Trainer:
+        """The Trainer of the configuration, with ``callbacks`` after the configured ones."""
+        config = {**self.config_init["trainer"].as_dict(), **arguments}
+        own = config["callbacks"] or []
+        own = own if isinstance(own, list) else [own]
+        if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in own):
+            callbacks = [*callbacks, progress_bar()]
+        given = tuple(type(c) for c in own)
+        callbacks = own + [c for c in callbacks if not isinstance(c, given)]
+        if config["enable_checkpointing"] is False:
+            callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
+        config["callbacks"] = callbacks
+        if config["enable_model_summary"] is None:
+            config["enable_model_summary"] = False
+        try:
+            return self.trainer_class(**config)
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            key = self.checker.locate("trainer", str(error))
+            raise ConfigError(f"{self.tree.where(key)}: {key}: {error}") from error
+
+    def fit(self) -> None:
+        """Train in a run directory of its own, and say how it went."""
+        options, request = self.options, self.request
+        summary = FitSummary(options.monitor, options.mode)
+        dry = bool(self.config.trainer.fast_dev_run) or self.config.trainer.logger is False
+        run = None if dry or not _is_first_process() else self._create_run()
+        mode = runs.wandb_mode(options) if run is not None else "disabled"
+        try:
+            if dry:
+                trainer = self.make_trainer([summary], logger=False)
+            else:
+                trainer = self.make_trainer(self._callbacks(run, summary), **self._loggers(run))
+        except BaseException:
+            if run is not None:
+                runs.remove_if_unused(run)
+            raise
+        failed = True
+        try:
+            if run is not None:
+                config = self._resolved()
+                checkpoint = shown(request.checkpoint) if request.checkpoint else None
+                runs.save_run(run, config, [request.command, *request.argv], self._schema, checkpoint)
+                if mode != "disabled" and self.config.trainer.logger in (None, True):
+                    trainer.loggers = [*trainer.loggers, _wandb_logger(run, mode, options, runs.redact(config))]
+            self._introduce(run, mode)
+            self._call(trainer, "fit")
+            failed = False
+        finally:
+            _finish_wandb(failed)
+        if _is_first_process():
+            commands = self._next_commands(run, mode) if run is not None else []
+            print(summary.text(options.name, run, commands), flush=True)
+
+    def _introduce(self, run: Path | None, mode: str) -> None:
+        if not _is_first_process():
+            return
+        parameters = sum(p.numel() for p in self.model.parameters())
+        rows = self._schema.rows.get("train")
+        size = f", {rows:,} training rows" if rows else ""
+        print(f"{self.options.name}: {parameters:,} parameters · {self._schema.name}{size}", flush=True)
+        if run is not None:
+            print(f"run: {shown(run)} · W&B {mode}", flush=True)
+
+    def _next_commands(self, run: Path, mode: str) -> list[str]:
+        configs = self.request.configs
+        done = {Path(name).stem for name in configs}
+        others = [p.name for p in sorted((CONFIG_ROOT / "ablations").glob("no_*.yaml")) if p.stem not in done]
+        ablation = f"ablations/{others[0] if others else 'kunlun.yaml'}"
+        return next_commands(run, configs, str(self.config.data.class_path), mode == "offline", ablation)
+
+    def validate(self) -> None:
+        self._evaluate("validate")
+
+    def test(self) -> None:
+        self._evaluate("test")
+
+    def _evaluate(self, command: str) -> None:
+        trainer = self.make_trainer([], logger=False, enable_checkpointing=False)
+        results = self._call(trainer, command, verbose=False)
+        if not _is_first_process():
+            return
+        metrics = {name: value for result in results for name, value in result.items()}
+        width = max(map(len, metrics), default=0)
+        print("\n".join(f"{name:<{width}}  {value:.6f}" for name, value in metrics.items()), flush=True)
+        if self.request.run is not None:
+            path = self.request.run / f"{command}.json"
+            path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            print(f"written: {shown(path)}", flush=True)
+
+    def predict(self) -> None:
+        """Score a split, every row once and in order, into a Parquet file."""
+        split = self.config.data.get("init_args.predict_split", "test")
+        default = (self.request.run or Path()) / f"predictions-{split}.parquet"
+        path = Path(self.config.output).expanduser() if self.config.output else default
+        writer = PredictionWriter(path, [task.name for task in self._schema.tasks])
+        trainer = self.make_trainer([writer], logger=False, enable_checkpointing=False)
+        if trainer.world_size > 1:
+            raise ConfigError("predict keeps the order of the rows, so it runs on one device: --trainer.devices=1")
+        loader = InOrder(self.datamodule.predict_dataloader())
+        self._call(trainer, "predict", datamodule=None, dataloaders=loader, return_predictions=False)
+        print(f"written: {shown(path)} ({writer.rows:,} rows)", flush=True)
+
+    @property
+    def _schema(self) -> FeatureSchema:
+        return self.datamodule.schema
+
+    def _call(self, trainer: Trainer, command: str, **arguments: Any) -> Any:
+        checkpoint = self.request.checkpoint
+        path = str(checkpoint) if checkpoint else None
+        try:
+            arguments = {"datamodule": self.datamodule, "ckpt_path": path, "weights_only": True, **arguments}
+            return getattr(trainer, command)(self.model, **arguments)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            first = "\n".join(str(error).splitlines()[1:4])
+            raise ConfigError(f"{path} does not fit the model of this configuration:\n{first}") from error
+
+    def _create_run(self) -> Path:
+        try:
+            return runs.create_run_directory(self.options)
+        except OSError as error:
+            where = self.tree.where("run.root")
+            raise ConfigError(f"{where}: run.root: {error.filename}: cannot be made: {error.strerror}") from error
+
+    def _callbacks(self, run: Path | None, summary: FitSummary) -> list[Callback]:
+        """Best and last checkpoint, the summary, early stopping where it is wanted."""
+        options = self.options
+        # Other processes than the first are told the folder by ModelCheckpoint itself.
+        folder = run / runs.CHECKPOINTS if run is not None else None
+        callbacks: list[Callback] = [
+            summary,
+            ModelCheckpoint(folder, "best", monitor=options.monitor, mode=options.mode, enable_version_counter=False),
+            ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+            LearningRateMonitor(),
+        ]
+        if options.patience is not None:
+            callbacks.append(EarlyStopping(options.monitor, mode=options.mode, patience=options.patience))
+        return callbacks
+
+    def _loggers(self, run: Path | None) -> dict[str, Any]:
+        """CSV in the run directory, unless other loggers are configured. W&B joins when the run starts."""
+        folder = str(run or Path(self.options.root) / self.options.name)  # without one, nothing is written to it
+        arguments: dict[str, Any] = {"default_root_dir": folder}
+        if self.config.trainer.logger in (None, True):
+            arguments["logger"] = [CSVLogger(folder, name="", version="")]
+        return arguments
+
+    def _resolved(self) -> dict[str, Any]:
+        """The whole configuration as plain values, without what belongs to this command line alone."""
+        config = yaml.safe_load(self.parser.dump(self.config))
+        return {key: value for key, value in config.items() if key not in ("ckpt_path", "output")}
+
+
+def _wandb_logger(run: Path, mode: str, options: RunOptions, config: dict[str, Any]) -> Logger:
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    name = f"{options.name}-{run.name}"
+    experiment = wandb.init(
+        name=name,
+        id=re.sub(r"[^\w-]", "-", name),
+        dir=str(run),
+        mode="offline" if mode == "offline" else "online",
+        project=options.project,
+        group=options.group,
+        config=config,
+        settings=wandb.Settings(silent=mode == "offline", quiet=True, console="off"),
+    )
+    experiment.define_metric("trainer/global_step")
+    experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=experiment, save_dir=str(run), project=options.project)
+
+
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _finish_wandb(failed: bool) -> None:
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=int(failed))
+
+
+DESCRIPTIONS = {
+    "fit": "Train a model. The configuration is configs/base.yaml, then each --config, then the other options.",
+    "validate": "Metrics of a checkpoint on the valid split.",
+    "test": "Metrics of a checkpoint on the test split.",
+    "predict": "Probabilities of a checkpoint for every row, as Parquet. --split valid scores another split than test.",
+}
