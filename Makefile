@@ -23,7 +23,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 .PHONY: help install fit test lint format clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+	@awk '/^#/ { sub(/^# ?/, ""); print; next } { exit }' Makefile
 
 install: $(STAMP)
 

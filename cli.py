@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,13 @@ from typing import Any
 # Our `data` and `kernels` come before any installed package of these names, even under `python -P`.
 _ROOT = str(Path(__file__).resolve().parent)
 sys.path[:] = [_ROOT, *(entry for entry in sys.path if entry != _ROOT)]
+# The user's own package may lie where the command is typed; it comes last.
+sys.path.append(os.getcwd())
+
+# Huge pages, where the system has them, for the embedding tables: far fewer address look-ups miss.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Idle OpenMP threads sleep, not spin: on a machine that others use too, spinning stalls every small operation.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from kunlun.configuration import ConfigError, closest  # noqa: E402
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks.lightgbm_features import Features, Rows, fitted_features, read
+from benchmarks.machine import device, versions
 from kunlun.features import FeatureSchema
 from kunlun.training.metrics import CTRMetrics
 
@@ -128,13 +127,8 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "lightgbm_baselines",
         "data": {"name": schema.name, "rows": schema.rows, "fingerprint": schema.provenance.get("fingerprint")},
-        "device": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": args.threads},
-        "versions": {
-            "python": platform.python_version(),
-            "lightgbm": lgb.__version__,
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-        },
+        "device": device(args.threads),
+        "versions": versions("lightgbm", "numpy", "torch"),
         "settings": COMMON | PARAMETERS[args.data] | {"rounds": args.rounds},
         "features": len(importance),
         "feature_seconds": feature_seconds,
@@ -158,15 +152,6 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
                     "std": deviation,
                 }
     return summary
-
-
-def cpu_model() -> str:
-    """As the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

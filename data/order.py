@@ -73,6 +73,7 @@ class BatchOrder(Sampler[np.ndarray]):
         self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
         self.rank, self.world = rank, world
         self.epoch, self.position = 0, 0
+        self._ready = True  # the next iteration starts where epoch and position say
 
     def __len__(self) -> int:
         if self.drop_last:
@@ -81,18 +82,19 @@ class BatchOrder(Sampler[np.ndarray]):
         return len(range(self.rank, batches, self.world))
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        # A new iteration is a new epoch from its beginning, however far the last one came, unless a state was restored.
+        if not self._ready or self.position >= len(self) > 0:
+            self.epoch, self.position = self.epoch + 1, 0
+        self._ready = False
         for position in range(self.position, len(self)):
-            epoch = self.epoch
             start = (position * self.world + self.rank) * self.batch_size
             index = np.arange(start, min(start + self.batch_size, self.rows))
-            # Counted before it is handed out, so that a saved state names the next batch. The last batch counts the
-            # epoch: a reader that knows our length never asks for the one after it.
-            last = position + 1 == len(self)
-            self.epoch, self.position = (epoch + 1, 0) if last else (epoch, position + 1)
-            yield permute(index, self.rows, self.seed, epoch) if self.shuffle else index
+            self.position = position + 1  # before it is handed out: a saved state names the next batch
+            yield permute(index, self.rows, self.seed, self.epoch) if self.shuffle else index
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.position = state["epoch"], state["position"]
+        self._ready = True

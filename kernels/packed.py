@@ -96,10 +96,11 @@ _layouts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 def layout_of(offsets: Tensor) -> Layout:
     """The layout of the sequences of ``offsets``; remembered as long as that tensor lives unchanged."""
+    now = -1 if offsets.is_inference() else offsets._version  # inference tensors keep no count of their changes
     version, layout = _layouts.get(offsets, (None, None))
-    if layout is None or version != offsets._version:
+    if layout is None or version != now:
         layout = _make_layout(offsets)
-        _layouts[offsets] = (offsets._version, layout)
+        _layouts[offsets] = (now, layout)
     return layout
 
 

@@ -16,7 +16,7 @@ import re
 import sysconfig
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +38,11 @@ class ConfigChecker:
     def fail(self, key: str, problem: str) -> typing.NoReturn:
         raise ConfigError(f"{self.tree.where(key)}: {key}: {problem}")
 
-    def component(self, key: str, value: Any, bases: tuple[type, ...], linked: Collection[str] = ()) -> None:
-        """``{class_path, init_args}`` of a subclass of one of ``bases``; ``linked`` arguments are not the user's."""
+    def component(
+        self, key: str, value: Any, bases: tuple[type, ...], linked: Collection[str] = (), leading: int = 0
+    ) -> None:
+        """``{class_path, init_args}`` of a subclass of one of ``bases``; ``linked`` arguments, and so many ``leading``
+        ones, are not the user's."""
         if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
             self.fail(key, "a class is expected: class_path: package.Class, with its arguments under init_args")
         for name in value:
@@ -51,6 +54,8 @@ class ConfigChecker:
         if isinstance(cls, type) and bases and not issubclass(cls, bases):
             wanted = " or ".join(base.__name__ for base in bases)
             self.fail(f"{key}.class_path", f"{value['class_path']} is no {wanted}")
+        if leading:
+            linked = [*linked, *list(inspect.signature(cls).parameters)[:leading]]
         arguments = value.get("init_args")
         if isinstance(arguments, Text):
             arguments = parse_value(arguments)
@@ -125,7 +130,11 @@ class ConfigChecker:
 
     def _mapping(self, key: str, value: Mapping[str, Any], options: list[Any], classes: tuple[type, ...]) -> None:
         if "class_path" in value:
-            if classes:
+            factories = [o for o in options if typing.get_origin(o) is Callable]
+            if factories:  # a class that the program calls with arguments of its own first
+                given, made = typing.get_args(factories[0])
+                self.component(key, value, (made,), leading=len(given) if isinstance(given, list) else 0)
+            elif classes:
                 self.component(key, value, classes)
             return None
         for option in options:

@@ -7,9 +7,10 @@ Ids are row numbers of embedding tables: 0 = missing, 1 = not in the vocabulary,
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Callable, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor

@@ -134,7 +134,8 @@ class Kunlun(nn.Module):
         width: d, of context tokens.
         layers: L.
         context_tokens: n_sum, tokens of the context summary.
-        towers: a tower per event type, by name; ``default`` for those not named.
+        towers: a tower per event type, by name; ``default`` for those not named. A null takes a name back that an
+            earlier config gave.
         components: the five toggles.
         drop: abilities taken away altogether (the ``drop_…`` ablations).
         uniform_events: every event type gets one same tower, at the FLOPs of the personalized ones.
@@ -153,12 +154,12 @@ class Kunlun(nn.Module):
         width: int = 32,
         layers: int = 2,
         context_tokens: int = 8,
-        towers: dict[str, TowerConfig] | None = None,
-        components: Components = Components(),  # noqa: B008  (frozen)
+        towers: dict[str, TowerConfig | None] | None = None,
+        components: Components = Components(),
         drop: list[Literal["gdpa", "attention", "hsp"]] | None = None,
         uniform_events: bool = False,
         gdpa: GDPAConfig = GDPAConfig(),  # noqa: B008
-        hsp: HSPConfig = HSPConfig(),  # noqa: B008
+        hsp: HSPConfig = HSPConfig(),
         rote: RoteConfig = RoteConfig(),  # noqa: B008
         wukong: WukongConfig = WukongConfig(),  # noqa: B008
         embedding: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008
@@ -172,7 +173,8 @@ class Kunlun(nn.Module):
         self.schema, self.layers, self.width = schema, layers, width
         self.tables = EmbeddingTables(schema, embedding)
         self.context = FieldTokens(schema, self.tables, width)
-        configs = choose_towers(schema, towers or {}, layers, components.event_personalization)
+        given = {name: tower for name, tower in (towers or {}).items() if tower is not None}
+        configs = choose_towers(schema, given, layers, components.event_personalization)
         self._parts = _Parts(width, context_tokens, components, frozenset(drop or ()), gdpa, hsp, pooling)
         if uniform_events:
             configs = self._level(configs)
@@ -368,6 +370,6 @@ def _tokens(tower: EventTower) -> int:
 def _mlp(inputs: int, hidden: list[int], dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(inputs, width), nn.GELU(), nn.Dropout(dropout)]  # a ReLU here was seen to die
         inputs = width
     return nn.Sequential(*layers, nn.Linear(inputs, 1))

@@ -43,6 +43,7 @@ _NOISE = (
     "exists and is not empty",  # the run directory: it holds config.yaml already
     "is smaller than the logging interval",
     "callbacks used to create the checkpoint need to be provided",  # evaluation needs none of them
+    "It is recommended to use `self.log(",  # CTRModule's metrics are exact over processes without it
     "isinstance(treespec, LeafSpec)",  # between Lightning and torch
     "'set_vital' is deprecated",  # between torchdata and torch
 )
@@ -99,6 +100,8 @@ class KunlunCLI(LightningCLI):
         parser.add_subclass_arguments(nn.Module, "model", required=True)
         parser.add_class_arguments(CTRModule, "training")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
+        # The data modules give every process its own rows themselves.
+        parser.set_defaults({"trainer.use_distributed_sampler": False})
         parser.add_class_arguments(RunOptions, "run")
         parser.link_arguments("data.schema", "model.init_args.schema", apply_on="instantiate")
         parser.link_arguments("model", "training.model", apply_on="instantiate")

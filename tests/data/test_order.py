@@ -87,12 +87,21 @@ def test_bad_arguments_are_named(arguments, message):
         BatchOrder(10, shuffle=False, **arguments)
 
 
-def test_a_reader_that_stops_at_the_last_batch_gets_the_next_epoch():
-    order = BatchOrder(20, 10, shuffle=True)
+def test_every_iteration_is_a_new_epoch_from_its_beginning():
+    order, stopped = BatchOrder(20, 5, shuffle=True), BatchOrder(20, 5, shuffle=False)
     epochs = []
     for _ in range(3):
         iterator = iter(order)
-        epochs.append(np.concatenate([next(iterator) for _ in range(len(order))]))
+        epochs.append(np.concatenate([next(iterator) for _ in range(len(order))]))  # never asks for one more
+        assert next(iter(stopped)).tolist() == [0, 1, 2, 3, 4]  # leaves after the first batch
     assert all(np.array_equal(np.sort(e), np.arange(20)) for e in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
-    assert order.state_dict() == {"epoch": 3, "position": 0}
+
+
+def test_a_state_saved_at_the_last_batch_goes_on_with_the_next_epoch():
+    order, resumed = BatchOrder(20, 5, shuffle=True), BatchOrder(20, 5, shuffle=True)
+    iterator = iter(order)
+    for _ in range(4):
+        next(iterator)
+    resumed.load_state_dict(order.state_dict())
+    assert np.array_equal(np.concatenate(list(resumed)), np.concatenate(list(order)))

@@ -131,7 +131,7 @@ def test_a_split_travels_to_a_worker_without_its_memory_maps(prepared):
 def test_columns_over_several_record_batches(tmp_path):
     folder = tmp_path / "split"
     folder.mkdir()
-    parts = [list(range(0, 5)), list(range(5, 6)), list(range(6, 20))]
+    parts = [list(range(5)), list(range(5, 6)), list(range(6, 20))]
     for number, values in enumerate(parts):
         batch = pa.RecordBatch.from_pydict({"x": pa.array(values, pa.int64()), "l": [[v] * (v % 3) for v in values]})
         with pa.ipc.new_stream(str(folder / f"data-{number}.arrow"), batch.schema) as sink:
