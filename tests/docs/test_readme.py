@@ -1,0 +1,49 @@
+"""The README's code runs, and each of its commands is one that the command line accepts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.startswith("python")]
+PREPARED = {"criteo": "train.txt", "userbehavior": "UserBehavior.csv", "taobao-x1": "TaobaoAd_x1"}
+SAMPLES = {
+    "train.txt": "criteo_kaggle_110k.tsv.gz",
+    "UserBehavior.csv": "taobao_userbehavior.csv.gz",
+    "TaobaoAd_x1": "taobao_ad_x1_sample.csv.gz",
+}
+SHORT = "--trainer.max_steps=2 --trainer.limit_val_batches=1 --run.wandb=disabled --trainer.enable_progress_bar=false"
+
+
+def test_the_python_of_the_readme_runs():
+    (code,) = [text for kind, text in BLOCKS if kind == "python"]
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_in_its_order(sample_data, tmp_path):
+    """On the sample rows under the names the README uses, and with few steps."""
+    assert len(COMMANDS) >= 10
+    for name, sample in SAMPLES.items():
+        (tmp_path / f"{name}{sample[sample.index('.') :]}").symlink_to(sample_data / sample)
+    for command in COMMANDS:
+        arguments = shlex.split(command)[2:]
+        if arguments[0] == "prepare":
+            at = arguments.index("--raw") + 1
+            raw = arguments[at]
+            arguments[at] = raw + SAMPLES[raw][SAMPLES[raw].index(".") :]
+        if arguments[0] == "fit":
+            arguments += SHORT.split()
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "cli.py"), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    assert (tmp_path / "predictions.parquet").is_file()

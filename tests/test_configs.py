@@ -1,0 +1,76 @@
+"""Every shipped configuration is parsed and trained for one step."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT
+
+CONFIGS = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml"))
+ABLATIONS = [c for c in CONFIGS if c.parts[0] == "ablations"]
+EXPECTED = {
+    *("kunlun", "no_gdpa", "no_hsp", "no_window", "no_compskip", "no_event_personalization", "no_rote", "one_expert"),
+    *("unfused_gdpa", "drop_gdpa", "drop_attention", "drop_hsp", "uniform_events"),
+}
+SMALL = "--data.batch_size=8 --data.eval_batch_size=8 --trainer.max_steps=1 --trainer.limit_val_batches=1".split()
+QUIET = "--trainer.logger=false --trainer.enable_checkpointing=false --trainer.enable_progress_bar=false".split()
+
+
+def fit(*configs: Path, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    options = [option for config in configs for option in ("--config", str(config))]
+    command = [sys.executable, str(ROOT / "cli.py"), "fit", *options, *SMALL, *QUIET, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_every_ablation_is_there_and_is_a_diff_of_a_few_lines():
+    assert {c.stem for c in ABLATIONS} >= EXPECTED
+    for config in ABLATIONS:
+        text = (ROOT / "configs" / config).read_text()
+        assert len(text.splitlines()) <= 6, config
+        assert yaml.safe_load(text)["run"]["name"] == config.stem
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.parts[0] != "data"], ids=str)
+def test_trains_for_a_step(config):
+    result = fit(config)
+    assert result.returncode == 0, result.stderr
+    assert "NE" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["criteo", "userbehavior", "taobao_x1"])
+def test_data_configs_train_for_a_step(name, sample_data, tmp_path):
+    raw = {
+        "criteo": "criteo_1tb_day0_10k.tsv.gz",
+        "userbehavior": "taobao_userbehavior.csv.gz",
+        "taobao_x1": "taobao_ad_x1_sample.csv.gz",
+    }[name]
+    prepare = [sys.executable, str(ROOT / "cli.py"), "prepare", name.replace("_", "-")]
+    out = tmp_path / "prepared"
+    subprocess.run([*prepare, "--raw", str(sample_data / raw), "--out", str(out)], check=True, capture_output=True)
+    for more in ([], [Path("ablations/drop_hsp.yaml")]):
+        result = fit(Path("data") / f"{name}.yaml", *more, more=(f"--data.path={out}",))
+        assert result.returncode == 0, result.stderr
+
+
+def test_the_papers_sizes_are_those_of_the_base_model():
+    """The published example: S 256, M 32, k 8; click (256, 8, 32, 3, 100), impression (128, 4, 16, 2, 50)."""
+    from data import SyntheticData
+    from kunlun.models.kunlun import HSPConfig, Kunlun, TowerConfig
+
+    values = yaml.safe_load((ROOT / "configs/models/base.yaml").read_text())["model"]["init_args"]
+    towers = {k: TowerConfig(**v) for k, v in values["towers"].items() if v}
+    with torch.device("meta"):
+        model = Kunlun(
+            SyntheticData().schema, values["width"], values["layers"], towers=towers, hsp=HSPConfig(**values["hsp"])
+        )
+    assert model.towers["click"].config == TowerConfig(256, 8, 32, 3, 100)
+    assert model.towers["impression"].config == TowerConfig(128, 4, 16, 2, 50)
+    assert model.towers["click"].pool[0].compress.tokens_map.shape == (8, 256, 32)
