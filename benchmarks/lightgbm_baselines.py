@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "userbehavior": {"num_leaves": 15, "min_data_in_leaf": 100, "learning_rate": 0.03, "lambda_l2": 10.0},
     "criteo": {"num_leaves": 15, "min_data_in_leaf": 100, "learning_rate": 0.03, "lambda_l2": 10.0},
 }
+# The plain set for histories: how many events, same items and same categories, by type, and how recent the last was.
+COUNTS = re.compile(r"(events|age|same_item|same_category|same_item_age|same_category_age)_(all|pv|cart|fav|buy)")
 COMMON = {
     "objective": "binary",
     "feature_fraction": 0.3,
@@ -94,7 +97,10 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     results, importance = [], {}
 
     def build(fit: Rows, apply: Rows | None, seed: int) -> lgb.Dataset:
-        return dataset(fitted_features(args.path, schema, fit, apply, seed), fit if apply is None else apply)
+        features = fitted_features(args.path, schema, fit, apply, seed)
+        if args.features == "counts":
+            features = {name: values for name, values in features.items() if COUNTS.fullmatch(name)}
+        return dataset(features, fit if apply is None else apply)
 
     for seed in args.seeds:
         parameters = COMMON | PARAMETERS[args.data] | {"seed": seed, "num_threads": args.threads}
@@ -133,6 +139,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
         "features": len(importance),
         "feature_seconds": feature_seconds,
         "importance_by_gain": dict(list(importance.items())[:20]),
+        "feature_set": args.features,
         "seeds": args.seeds,
         "results": results,
         "summary": {} if args.holdout_only else summarise(results),
@@ -162,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=2000, help="most trees")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--features", choices=["all", "counts"], default="all", help="counts: userbehavior's plain set")
     parser.add_argument(
         "--holdout-only", action="store_true", help="only the held-back tenth of train: to choose settings"
     )

@@ -89,9 +89,9 @@ class SyntheticConfig:
     click: Stream = Stream((0, 1, 2, 3, 4, 6, 8, 12, 16, 32), noise=0.125)
     conversion: Stream = Stream((0, 0, 4, 8, 16, 32), noise=0.0625)
     impression: Stream = Stream((0, 1, 2, 3, 4, 6, 8, 16), noise=0.75)
-    train_rows: int = 16_384
-    valid_rows: int = 4_096
-    test_rows: int = 4_096
+    train_rows: int = 65_536
+    valid_rows: int = 8_192
+    test_rows: int = 8_192
 
     def __post_init__(self) -> None:
         if self.tasks not in (("click",), ("click", "conversion")):

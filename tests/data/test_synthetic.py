@@ -156,7 +156,7 @@ def test_another_seed_makes_another_world(sample: Batch) -> None:
 
 def test_samples_of_different_splits_share_nothing(world: SyntheticWorld) -> None:
     splits = [world.split(name) for name in SPLITS]
-    assert [len(s) for s in splits] == [16_384, 4_096, 4_096]
+    assert [len(s) for s in splits] == [65_536, 8_192, 8_192]
     for one, other in pairwise(splits):
         assert one.start + MAX_ROWS <= other.start
     words = torch.cat([torch.arange(s.start, s.start + 4_096) for s in splits])
@@ -322,7 +322,7 @@ def test_sigmoid_is_the_logistic_function() -> None:
 def test_oracle_leaves_much_to_gain(world: SyntheticWorld) -> None:
     found = [oracle_ne(world, split) for split in SPLITS]
     assert all(0.70 < o.ne < 0.85 and o.standard_error < 0.01 for o in found)
-    assert [o.rows for o in found] == [16_384, 4_096, 4_096]
+    assert [o.rows for o in found] == [65_536, 8_192, 8_192]
     for one in found:
         assert abs(one.ne - found[0].ne) < 4 * math.hypot(one.standard_error, found[0].standard_error)
 
