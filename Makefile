@@ -5,13 +5,13 @@
 #              Without a GPU:  make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # EXTRAS       optional dependencies to install: dev, bench
 # FIT_ARGS     more arguments of `make fit`, as in: make fit FIT_ARGS="--trainer.max_epochs 1"
-# PYTEST_ARGS  more arguments of pytest, as in: make test PYTEST_ARGS="-n 2"
+# PYTEST_ARGS  how pytest runs; one process: make test PYTEST_ARGS=
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 EXTRAS ?= dev
 FIT_ARGS ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto --dist loadscope
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -8,6 +8,7 @@ Legend: N packed tokens · B sequences · P the padded length of a bucket · b s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +22,13 @@ class _Take(torch.autograd.Function):
     """``x[index]`` for an index without repeats, whose gradient is a copy instead of an accumulation."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(index)
         ctx.rows = x.shape[0]
         return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         return _Put.apply(grad, index, ctx.rows), None
 
@@ -36,12 +37,12 @@ class _Put(torch.autograd.Function):
     """The inverse: zeros of ``rows`` rows with ``x`` written at ``index`` (no repeats)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor, rows: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, index: Tensor, rows: int) -> Tensor:
         ctx.save_for_backward(index)
         return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, index, x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (index,) = ctx.saved_tensors
         return _Take.apply(grad, index), None, None
 

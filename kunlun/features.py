@@ -92,7 +92,7 @@ class FeatureSchema:
             raise ValueError(f"schema {self.name!r}: at least one task (label) is needed")
         if not (self.dense or self.sparse or self.bags):
             raise ValueError(f"schema {self.name!r}: at least one dense, sparse or bag field is needed")
-        used = [*self.sparse, *self.bags, *(f for e in self.events for f in e.fields)]
+        used: list[SparseField | BagField] = [*self.sparse, *self.bags, *(f for e in self.events for f in e.fields)]
         for f in used:
             if f.table not in self.tables:
                 raise ValueError(

@@ -55,7 +55,7 @@ def window_attention(
 
 
 def pairs(length: int, left: int | None, right: int | None) -> int:
-    """How many (query, key) pairs a sequence of ``length`` tokens has: T(2w + 1) − w(w + 1) for left = right = w < T."""
+    """How many (query, key) pairs a sequence of T = ``length`` has: T(2w + 1) − w(w + 1) for left = right = w < T."""
     left = length if left is None else min(left, length)
     right = length if right is None else min(right, length)
     return length * (left + right + 1) - _missing(length, left) - _missing(length, right)

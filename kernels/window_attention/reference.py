@@ -23,7 +23,8 @@ def window_attention_reference(
     if not layout.buckets:
         return nothing(tuple(v.shape), [q, k, v])
     parts = zip(layout.buckets, *(layout.split_tokens(x) for x in (q * scale, k, v)), strict=True)
-    return layout.join_tokens([_attend(*part, left, right) for part in parts], q.shape[0])
+    attended = [_attend(bucket, q_n, k_n, v_n, left, right) for bucket, q_n, k_n, v_n in parts]
+    return layout.join_tokens(attended, q.shape[0])
 
 
 def _attend(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, left: int, right: int) -> Tensor:

@@ -27,7 +27,8 @@ class TokenLinear(nn.Module):
 class Gate(nn.Module):
     """``x ⊙ σ(MLP(x))`` on the last axis.
 
-    *Deviation (ours)*: the note prints σ around the whole; that leaves 1.4 % of the energy of K dependent on the sample.
+    *Deviation (ours)*: the note prints σ around the whole; that leaves 1.4 % of the energy of K dependent on the
+    sample.
     """
 
     def __init__(self, width: int) -> None:
@@ -61,10 +62,10 @@ class ContextSummary(nn.Module):
 class ContextKeyValue(nn.Module):
     """``K = A₁ᵀ Z``, ``V = A₂ᵀ Z`` with ``Z = RMSNorm(X_sum P_e)``, split into heads, a learned gain on K per head.
 
-    *Deviations (ours)*: the norm, and V scaled by n_kv^-½: without them the generated FFN starts at under one percent of
-    its residual, because context tokens are small, and hardly learns. And where the candidate has the fields of an event,
-    it joins Z as one more token, encoded like an event by the tower's own encoder: "this event is like the candidate"
-    is then a dot product of like things from the first step on.
+    *Deviations (ours)*: the norm, and V scaled by n_kv^-½: without them the generated FFN starts at under one percent
+    of its residual, because context tokens are small, and hardly learns. And where the candidate has the fields of an
+    event, it joins Z as one more token, encoded like an event by the tower's own encoder: "this event is like the
+    candidate" is then a dot product of like things from the first step on.
 
     Args:
         tokens_in, width_in: n_sum and d of X_sum.
@@ -88,6 +89,7 @@ class ContextKeyValue(nn.Module):
         """X_sum (B, n_sum, d), the encoded candidate (B, d_e) → K and V, each (B, n_kv, H, d_e / H)."""
         z = self.project(x_sum)
         if self.candidate:
+            assert candidate_Bd is not None
             z = torch.cat([z, candidate_Bd[:, None]], dim=1)
         z = self.norm(z)
         k, v = (m(z).unflatten(2, (self.heads, -1)) for m in (self.keys, self.values))

@@ -6,6 +6,7 @@ Legend: B rows · F sparse fields · N packed events · w table width · d token
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +53,11 @@ class EmbeddingTables(nn.Module):
             self.first_row[name] = rows.get(width, 0)
             rows[width] = self.first_row[name] + table.rows
         self.rows = {name: table.rows for name, table in schema.tables.items()}
-        self.by_width = nn.ModuleDict(
-            {str(width): nn.Embedding(count, width, sparse=True) for width, count in rows.items()}
-        )
+        by_width = nn.ModuleDict({str(w): nn.Embedding(count, w, sparse=True) for w, count in rows.items()})
+        self.by_width = cast("dict[str, nn.Embedding]", by_width)
         self.dropout = nn.Dropout1d(config.dropout) if config.dropout else nn.Identity()
-        for table in self.by_width.values():
-            nn.init.normal_(table.weight, std=config.init_std)
+        for shared in self.by_width.values():
+            nn.init.normal_(shared.weight, std=config.init_std)
 
     def weight(self, name: str) -> Tensor:
         """(rows, w): the part of the parameter that is table ``name`` (a view)."""

@@ -6,6 +6,7 @@ Legend: N packed tokens · B rows · d_e tower width · H heads · n_kv key/valu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,10 +56,22 @@ class Context:
     candidate: Tensor | None
 
 
+class PersonalizedMap(nn.Module, ABC):
+    """What a block asks of its map f."""
+
+    @abstractmethod
+    def forward(self, sequence: Jagged, context: Context) -> Tensor:
+        """Jagged of (N, d_e) → (N, d_e)."""
+
+    @abstractmethod
+    def flops(self, length: int) -> int:
+        """Forward, of one sample with ``length`` events."""
+
+
 class PersonalizedBlock(nn.Module):
     """The residual block around a personalized map f of the normalised tokens."""
 
-    def __init__(self, inner: nn.Module, width: int) -> None:
+    def __init__(self, inner: PersonalizedMap, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.inner = inner
@@ -74,7 +87,7 @@ class PersonalizedBlock(nn.Module):
         return self.inner.flops(length)
 
 
-class GDPA(nn.Module):
+class GDPA(PersonalizedMap):
     """``Act_h(q̂ Kᵀ / τ) V`` with K and V generated from the context (Kunlun, GDPA-enhanced PFFN)."""
 
     def __init__(
@@ -115,6 +128,15 @@ class GDPA(nn.Module):
             out = self._unfused(q, k, v, sequence)
         return out.flatten(1)
 
+    def score_std(self, sequence: Jagged, context: Context) -> Tensor:
+        """(H,): standard deviation of the activation's argument over all tokens; near 0 a GELU is linear."""
+        k, _ = self.context(context.summary, context.candidate)
+        scale = self.tau if self.tau_position == "pre" else 1.0
+        q = sequence.values.to(k.dtype).unflatten(1, (self.heads, -1))
+        k_bHDn = k.permute(0, 2, 3, 1) / scale
+        per_head = [segment_matmul(q[:, h], k_bHDn[:, h], sequence.offsets) for h in range(self.heads)]
+        return torch.stack([scores.float().std() for scores in per_head])
+
     def _unfused(self, q: Tensor, k: Tensor, v: Tensor, sequence: Jagged) -> Tensor:
         """Every sequence padded to the longest of the batch, the scores in memory: what the op saves."""
         inside, outside = (1 / self.tau, 1.0) if self.tau_position == "pre" else (1.0, 1 / self.tau)
@@ -131,7 +153,7 @@ class GDPA(nn.Module):
         return self.context.flops() + gdpa_flops(length, self.kv_tokens, self.width)
 
 
-class LinearPFFN(nn.Module):
+class LinearPFFN(PersonalizedMap):
     """What GDPA replaced (``no_gdpa``): InterFormer's linear PFFN, ``q̂ W`` with ``W = Aᵀ (X_sum P)`` per sample."""
 
     def __init__(self, tokens_in: int, width_in: int, width: int) -> None:
@@ -150,7 +172,7 @@ class LinearPFFN(nn.Module):
         return generate + 2 * length * self.width**2
 
 
-class SharedFFN(nn.Module):
+class SharedFFN(PersonalizedMap):
     """The ability gone (``drop_gdpa``): one FFN of the same hidden size, the same for every sample."""
 
     def __init__(self, width: int, hidden: int) -> None:

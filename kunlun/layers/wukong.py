@@ -6,6 +6,7 @@ Legend: B rows · n tokens · d width · k rank of the factorization machine · 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -82,10 +83,11 @@ class WukongExperts(nn.Module):
         if tokens_in < config.experts:
             raise ValueError(f"wukong.experts: {config.experts} experts cannot share {tokens_in} tokens")
         self.tokens = config.tokens
-        self.experts = nn.ModuleList(
+        experts = nn.ModuleList(
             WukongExpert(len(range(e, tokens_in, config.experts)), config.tokens // config.experts, width, config)
             for e in range(config.experts)
         )
+        self.experts = cast("list[WukongExpert]", experts)
 
     def forward(self, x_Bnd: Tensor) -> Tensor:
         count = len(self.experts)

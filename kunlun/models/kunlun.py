@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from kunlun.features import TIME, Batch, EventType, FeatureSchema, Jagged
 from kunlun.layers.attention import SelfAttention
 from kunlun.layers.context import ContextSummary
 from kunlun.layers.embedding import EmbeddingConfig, EmbeddingTables, EventEncoder, FieldTokens, candidate_field
-from kunlun.layers.gdpa import GDPA, Context, GDPAConfig, LinearPFFN, PersonalizedBlock, SharedFFN
+from kunlun.layers.gdpa import GDPA, Context, GDPAConfig, LinearPFFN, PersonalizedBlock, PersonalizedMap, SharedFFN
 from kunlun.layers.pooling import HSP, PMA, MeanPooling, Pooling
 from kunlun.layers.rote import Rote, RoteConfig
 from kunlun.layers.wukong import WukongConfig, WukongExperts
@@ -178,8 +178,11 @@ class Kunlun(nn.Module):
         self._parts = _Parts(width, context_tokens, components, frozenset(drop or ()), gdpa, hsp, pooling)
         if uniform_events:
             configs = self._level(configs)
-        self.encoders, self.towers = nn.ModuleDict(), nn.ModuleDict()
-        self.projects, self.rotes = nn.ModuleDict(), nn.ModuleDict()
+        # Module containers, not dicts and lists: the casts say what they hold.
+        self.encoders = cast("dict[str, EventEncoder]", nn.ModuleDict())
+        self.towers = cast("dict[str, EventTower]", nn.ModuleDict())
+        self.projects = cast("dict[str, nn.Linear]", nn.ModuleDict())
+        self.rotes = cast("dict[str, Rote]", nn.ModuleDict())
         for event in schema.events:
             config = configs[event.name]
             self.encoders[event.name] = EventEncoder(event, schema, self.tables, config.width)
@@ -189,7 +192,8 @@ class Kunlun(nn.Module):
             self.projects[event.name] = nn.Linear(config.width, width)
             self.rotes[event.name] = Rote(config.width // config.heads, rote)
         summary_tokens = sum(_tokens(self.towers[e.name]) for e in schema.events)
-        self.summaries, self.interactions = nn.ModuleList(), nn.ModuleList()
+        self.summaries = cast("list[ContextSummary]", nn.ModuleList())
+        self.interactions = cast("list[WukongExperts]", nn.ModuleList())
         tokens = self.context.count
         for _ in range(layers):
             self.summaries.append(ContextSummary(tokens, context_tokens, width))
@@ -309,7 +313,7 @@ class _Parts:
             compskip=self.components.compskip,
         )
 
-    def _pffn(self, config: TowerConfig, max_length: int, candidate: bool) -> nn.Module:
+    def _pffn(self, config: TowerConfig, max_length: int, candidate: bool) -> PersonalizedMap:
         if "gdpa" in self.drop:
             return SharedFFN(config.width, self.gdpa.kv_tokens)
         if not self.components.gdpa:
@@ -334,13 +338,19 @@ class _Parts:
         return sum(m.flops(length) for modules in tower_parts(tower).values() for m in modules)
 
 
-def tower_parts(tower: EventTower) -> dict[str, list[nn.Module]]:
+class Counted(Protocol):
+    """What all parts of a tower have in common: the FLOPs of one sample with ``length`` events."""
+
+    def flops(self, length: int) -> int: ...
+
+
+def tower_parts(tower: EventTower) -> dict[str, list[Counted]]:
     """The modules of a tower that exist, by part."""
 
-    def real(modules: nn.ModuleList) -> list[nn.Module]:
-        return [m for m in modules if not isinstance(m, nn.Identity)]
+    def real(modules: nn.ModuleList) -> list[Counted]:
+        return cast("list[Counted]", [m for m in modules if not isinstance(m, nn.Identity)])
 
-    last = [] if tower.last_pool is None else [tower.last_pool]
+    last: list[Counted] = [] if tower.last_pool is None else [tower.last_pool]
     return {"pffn": real(tower.pffn), "attention": real(tower.attention), "pooling": real(tower.pool) + last}
 
 

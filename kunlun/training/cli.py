@@ -33,6 +33,7 @@ from kunlun.training.module import CTRModule
 from kunlun.training.prediction import InOrder, PredictionWriter
 from kunlun.training.progress import progress_bar
 from kunlun.training.runs import RunOptions
+from kunlun.training.score_monitor import ScoreMonitor
 from kunlun.training.summary import FitSummary, next_commands
 
 # A schema comes from the data, never from a config: without this jsonargparse wants its fields as options.
@@ -308,6 +309,7 @@ class KunlunCLI(LightningCLI):
             ModelCheckpoint(folder, "best", monitor=options.monitor, mode=options.mode, enable_version_counter=False),
             ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
             LearningRateMonitor(),
+            ScoreMonitor(),
         ]
         if options.patience is not None:
             callbacks.append(EarlyStopping(options.monitor, mode=options.mode, patience=options.patience))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kunlun.features import Batch
+from kunlun.features import Batch, FeatureSchema
 from kunlun.training.metrics import CTRMetrics
 from kunlun.training.optimizers import (
     OptimizerConfig,
@@ -23,8 +23,8 @@ from kunlun.training.optimizers import (
 class CTRModule(L.LightningModule):
     """Trains ``model`` by binary cross-entropy on its logits, summed over tasks.
 
-    Logs ``train/loss`` per step and, per evaluation split, ``<split>/ne, auc, gauc, log_loss, calibration`` of the first
-    task (further tasks as ``<split>/<task>/ne`` …).
+    Logs ``train/loss`` per step and, per evaluation split, ``<split>/ne, auc, gauc, log_loss, calibration`` of the
+    first task (further tasks as ``<split>/<task>/ne`` …).
 
     Args:
         model: has ``schema`` and maps a :class:`Batch` to logits (B, tasks).
@@ -34,15 +34,16 @@ class CTRModule(L.LightningModule):
     def __init__(self, model: nn.Module, optimizer: OptimizerConfig | None = None) -> None:
         super().__init__()
         self.model = model
-        self.schema = model.schema
+        self.schema = cast(FeatureSchema, model.schema)
         self.optimizer_config = optimizer or OptimizerConfig()
         self.tasks = [task.name for task in self.schema.tasks]
-        self.metrics = nn.ModuleDict(
+        metrics = nn.ModuleDict(
             {
                 split: nn.ModuleList(CTRMetrics(task.train_rate, self.schema.users) for task in self.schema.tasks)
                 for split in ("valid", "test")
             }
         )
+        self.metrics = cast("dict[str, list[CTRMetrics]]", metrics)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, tasks), float32."""
@@ -96,7 +97,7 @@ class CTRModule(L.LightningModule):
             metrics.reset()
         return logged
 
-    def configure_optimizers(self) -> dict[str, Any] | tuple[list[Any], list[Any]]:
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[Any]]:
         optimizer = build_optimizer(self.model, self.optimizer_config)
         schedulers = build_schedulers(optimizer, self.optimizer_config, self._total_steps())
         return [optimizer], schedulers
@@ -119,9 +120,10 @@ class CTRModule(L.LightningModule):
         """Optimizer steps of the whole run, None if it has no end. Not ``trainer.estimated_stepping_batches``: that
         builds the loader early and drops a restored reading position."""
         trainer = self.trainer
+        data = trainer.datamodule  # type: ignore[attr-defined]  # the Trainer sets it without declaring it
         steps = [trainer.max_steps] if trainer.max_steps > 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.datamodule is not None:
-            batches = len(trainer.datamodule.train_dataloader())
+        if trainer.max_epochs is not None and trainer.max_epochs > 0 and data is not None:
+            batches = len(data.train_dataloader())
             limit = trainer.limit_train_batches
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
             steps.append(trainer.max_epochs * max(1, -(-batches // trainer.accumulate_grad_batches)))

@@ -248,7 +248,7 @@ def build_schedulers(optimizer: Optimizer, config: OptimizerConfig, total_steps:
     return schedulers
 
 
-def step_plateau(schedulers: Any, config: OptimizerConfig, values: Mapping[str, Tensor]) -> None:
+def step_plateau(schedulers: Any, config: OptimizerConfig, values: Mapping[str, Tensor | float]) -> None:
     """Tell the plateau scheduler, if there is one, the monitored value; call it when a validation's values are known.
 
     Lightning's own call comes after the checkpoint of the validation is written, so that a run resumed from it would

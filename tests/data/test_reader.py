@@ -140,7 +140,8 @@ def test_columns_over_several_record_batches(tmp_path):
     assert columns.rows == 20
     assert columns.take("x", wanted).tolist() == wanted.tolist()
     values, offsets = columns.take_lists("l", wanted)
-    assert offsets.tolist() == [0, 1, 1, 3, 3, 3, 4] and values.tolist() == [19, 5, 5, 4]
+    assert offsets.tolist() == [0, 1, 1, 3, 3, 3, 4]
+    assert values.tolist() == [19, 5, 5, 4]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -151,7 +152,7 @@ def test_the_loader_reads_every_row_in_the_same_order_whatever_the_workers(prepa
     single = PreparedData(str(prepared), batch_size=4, max_length=8, seed=7)
     many = PreparedData(str(prepared), batch_size=4, max_length=8, seed=7, num_workers=workers)
     assert read(many) == read(single)
-    assert sorted(sum(read(single), [])) == list(range(ROWS))
+    assert sorted(row for batch in read(single) for row in batch) == list(range(ROWS))
     assert read(PreparedData(str(prepared), batch_size=4, seed=8)) != read(single)
 
 

@@ -43,7 +43,11 @@ def test_every_command_of_the_readme_in_its_order(sample_data, tmp_path):
         if arguments[0] == "fit":
             arguments += SHORT.split()
         result = subprocess.run(
-            [sys.executable, str(ROOT / "cli.py"), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
+            [sys.executable, str(ROOT / "cli.py"), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
     assert (tmp_path / "predictions.parquet").is_file()

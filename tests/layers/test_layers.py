@@ -143,7 +143,8 @@ def test_tables_share_rows_between_the_candidate_and_events():
     assert tables(schema.events[0].fields, ids[:, :2])[0].tolist() == item.tolist()
     item.sum().backward()
     grad = tables.by_width["4"].weight.grad
-    assert grad.is_sparse and grad.to_dense().any(1).nonzero().flatten().tolist() == [7, 199]
+    assert grad.is_sparse
+    assert grad.to_dense().any(1).nonzero().flatten().tolist() == [7, 199]
     with pytest.raises(ValueError, match=r"no table \['shap'\]"):
         EmbeddingTables(schema, EmbeddingConfig(widths={"shap": 3}))
 
