@@ -165,12 +165,16 @@ def check_sections(tree: ConfigTree, overrides: Iterable[Override], sections: It
 
 
 def find_checkpoint(name: str, preferred: str) -> Path:
-    """The checkpoint file ``name``, or the ``preferred`` one of the run directory ``name``."""
+    """The checkpoint file ``name``, or the ``preferred`` one of that run directory, or of the newest run in it."""
     path = Path(name).expanduser()
     if name and path.is_file():
         return path
     if name and (path / "checkpoints" / preferred).is_file():
         return path / "checkpoints" / preferred
+    inside = path.glob(f"*/checkpoints/{preferred}") if name and path.is_dir() else ()
+    newest = max(inside, key=lambda p: p.stat().st_mtime, default=None)
+    if newest is not None:
+        return newest
     latest = sorted(Path("runs").glob(f"*/*/checkpoints/{preferred}"), key=lambda p: p.stat().st_mtime)
     hint = f"; the newest is {shown(latest[-1])}" if latest else ""
     raise ConfigError(f"{COMMAND_LINE}: --ckpt_path: {name!r} is no checkpoint file and no run directory{hint}")

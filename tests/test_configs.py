@@ -19,7 +19,13 @@ EXPECTED = {
     *("kunlun", "no_gdpa", "no_hsp", "no_window", "no_compskip", "no_event_personalization", "no_rote", "one_expert"),
     *("unfused_gdpa", "drop_gdpa", "drop_attention", "drop_hsp", "uniform_events"),
 }
-SMALL = ["--data.batch_size=8", "--data.eval_batch_size=8", "--trainer.max_steps=1", "--trainer.limit_val_batches=1"]
+SMALL = [
+    "--data.batch_size=8",
+    "--data.eval_batch_size=8",
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=1",
+    "--trainer.limit_val_batches=1",
+]
 QUIET = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]
 
 

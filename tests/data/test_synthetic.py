@@ -269,7 +269,7 @@ def test_schema_describes_the_batch_and_survives_json(world: SyntheticWorld, sam
     assert FeatureSchema.from_json(schema.to_json()).tables == schema.tables
     assert schema.users
     assert schema.request_times
-    assert schema.rows == {"train": 16_384, "valid": 4_096, "test": 4_096}
+    assert schema.rows == {"train": 65_536, "valid": 8_192, "test": 8_192}
     assert sample.dense.shape == (4_096, len(schema.dense))
     assert sample.sparse.shape == (4_096, len(schema.sparse))
     assert sample.labels.shape == (4_096, 1)

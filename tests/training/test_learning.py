@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -42,8 +43,8 @@ def userbehavior(sample_data, tmp_path_factory) -> PreparedData:
     return PreparedData(str(out), max_length=32)
 
 
-def build(schema: FeatureSchema) -> Kunlun:
-    torch.manual_seed(0)
+def build(schema: FeatureSchema, seed: int = 0) -> Kunlun:
+    torch.manual_seed(seed)
     return Kunlun(
         schema,
         width=24,
@@ -100,22 +101,23 @@ def test_512_rows_are_learnt_by_heart(name, ids, request):
 
 @pytest.mark.parametrize("name", ["criteo", "userbehavior"])
 def test_shuffled_labels_teach_nothing(name, request):
-    """The only link between a row and its label is cut: whatever is learnt must not help on other rows."""
+    """The only link between a row and its label is cut: whatever is learnt must not help on other rows.
+
+    One network's AUC strays, because any function of features that tell something is a little right or wrong; the mean
+    over networks and draws of labels does not.
+    """
     data: PreparedData = request.getfixturevalue(name)
-    train, valid = data.split("train"), data.split("valid")
-    model = build(data.schema)
-    optimizer = build_optimizer(model, OptimizerConfig(lr=2e-3, table_lr=0.02))
-    generator = torch.Generator().manual_seed(0)
-    labels = train.__getitems__(np.arange(len(train))).labels if name == "criteo" else None
-    for number, rows in enumerate(BatchOrder(len(train), 512, shuffle=True, drop_last=True)):
-        if number == 30:
-            break
-        batch = train.__getitems__(rows)
-        source = batch.labels if labels is None else labels
-        drawn = source[torch.randint(0, len(source), (len(batch),), generator=generator)]
-        step(model, optimizer, replace(batch, labels=drawn))
-    model.eval()
-    with torch.no_grad():
-        parts = [valid.__getitems__(rows) for rows in BatchOrder(len(valid), 4096, shuffle=False)]
-        logits = torch.cat([model(batch) for batch in parts])
-    assert auc(logits, torch.cat([batch.labels for batch in parts])) == pytest.approx(0.5, abs=0.02)
+    train, valid = data.split("train"), data.split("valid").__getitems__(np.arange(3000))
+    labels = train.__getitems__(np.arange(len(train))).labels
+    values = []
+    for seed in range(8):
+        model = build(data.schema, seed)
+        optimizer = build_optimizer(model, OptimizerConfig(lr=2e-3, table_lr=0.02))
+        generator = torch.Generator().manual_seed(seed)
+        order = BatchOrder(len(train), 256, shuffle=True, seed=seed, drop_last=True)
+        for rows in itertools.islice(order, 20):
+            drawn = labels[torch.randint(0, len(labels), (256,), generator=generator)]
+            step(model, optimizer, replace(train.__getitems__(rows), labels=drawn))
+        with torch.no_grad():
+            values.append(auc(model(valid), valid.labels))
+    assert np.mean(values) == pytest.approx(0.5, abs=0.02)
