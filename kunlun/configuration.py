@@ -122,7 +122,7 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     return values, lines
 
 
-def _note_lines(node: yaml.Node, prefix: str, lines: dict[str, int], path: Path) -> None:
+def _note_lines(node: yaml.Node | None, prefix: str, lines: dict[str, int], path: Path) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key_node, value_node in node.value:
