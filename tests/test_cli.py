@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -436,13 +437,21 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     command = [sys.executable, str(PROJECT_ROOT / "cli.py"), "fit", f"--run.root={tmp_path}", "--run.wandb=disabled"]
-    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=PROJECT_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell's background job, as CI may be, passes on that it ignores the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("run: "):
             break
     time.sleep(2)
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "Traceback" not in output

@@ -20,7 +20,8 @@ SAMPLES = {
     "UserBehavior.csv": "taobao_userbehavior.csv.gz",
     "TaobaoAd_x1": "taobao_ad_x1_sample.csv.gz",
 }
-SHORT = "--trainer.max_steps=2 --trainer.limit_val_batches=1 --run.wandb=disabled --trainer.enable_progress_bar=false"
+SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+QUIET = ["--run.wandb=disabled", "--trainer.enable_progress_bar=false"]
 
 
 def test_the_python_of_the_readme_runs():
@@ -41,7 +42,7 @@ def test_every_command_of_the_readme_in_its_order(sample_data, tmp_path):
             raw = arguments[at]
             arguments[at] = raw + SAMPLES[raw][SAMPLES[raw].index(".") :]
         if arguments[0] == "fit":
-            arguments += SHORT.split()
+            arguments += SHORT + QUIET
         result = subprocess.run(
             [sys.executable, str(ROOT / "cli.py"), *arguments],
             cwd=tmp_path,
