@@ -197,7 +197,7 @@ def test_a_file_that_only_is_called_gz(tmp_path: Path) -> None:
         prepare(raw, tmp_path / "out")
 
 
-@pytest.mark.parametrize("empty", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("empty", [b"", gzip.compress(b"")], ids=["plain", "gzip"])
 def test_an_empty_file_is_refused(tmp_path: Path, empty: bytes) -> None:
     raw = tmp_path / ("train.txt.gz" if empty else "train.txt")
     raw.write_bytes(empty)
