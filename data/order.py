@@ -14,7 +14,6 @@ import numpy as np
 from torch.utils.data import Sampler
 
 _ROUNDS = 6
-_MASK32 = np.uint64(0xFFFFFFFF)
 
 
 def permute(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:

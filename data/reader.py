@@ -70,8 +70,7 @@ class Columns:
         """Values and offsets of a list column."""
         if not rows.size:
             return np.zeros(0, np.int64), np.zeros(1, np.int64)
-        column = pa.chunked_array([b.column(name) for b in self._batches])
-        taken = column.take(pa.array(rows)).combine_chunks()
+        taken = self.take_any(name, rows)
         lengths = taken.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         return taken.flatten().to_numpy(zero_copy_only=False), np.concatenate([[0], np.cumsum(lengths)])
 
