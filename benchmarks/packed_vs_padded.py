@@ -78,7 +78,7 @@ def use_rectangles(batch: Batch) -> None:
         if length:
             rows = torch.arange(len(batch))
             bucket = RectangleBucket(length, rows[:0], torch.ones(len(batch), length, dtype=torch.bool))
-            packed._layouts[offsets] = (offsets._version, RectangleLayout([bucket], rows, rows[:0]))
+            packed.use_layout(offsets, RectangleLayout([bucket], rows, rows[:0]))
 
 
 def pad(batch: Batch) -> Batch:

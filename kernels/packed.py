@@ -1,17 +1,20 @@
-"""Packed sequences on the torch path: how they are cut into dense pieces, and the checks all ops share.
+"""Packed sequences on the torch path: how they are cut into dense rectangles, and the check of their offsets.
 
 Batched matmuls want rectangles. Sequences are grouped by length into buckets whose edges grow by about a
 third, and each bucket is laid out densely: little padding, whatever the spread of lengths, and no loop over samples.
-Legend: N packed tokens · B sequences · P the padded length of a bucket · b sequences in one bucket.
+The references use whole buckets, differentiably; the torch backend uses pieces of them that fit the cache.
+Legend: N packed tokens · B sequences · P the padded length of a bucket · b sequences in one bucket or piece.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # Upper edges of the buckets; below the first, padding costs less than one more bucket would.
@@ -91,18 +94,88 @@ class Layout:
         return _Put.apply(torch.cat(parts), self.samples, rows)
 
 
-# All ops of all layers see the same offsets: the layout of a batch is made once.
-_layouts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+@dataclass(frozen=True)
+class Piece:
+    """b sequences of similar length as rectangles (b, P, …), for code without autograd.
+
+    samples (b,): their numbers · tokens (n,): the numbers of their n tokens · mask (b, P): true on real tokens ·
+    span: first and last + 1 token where the rectangle is a slice of the packed values, else None.
+    """
+
+    length: int
+    samples: Tensor
+    tokens: Tensor
+    mask: Tensor
+    span: tuple[int, int] | None
+    _slots: Tensor
+    _source: Tensor
+    _holes: Tensor
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(N, …) → (b, P, …) with zeros behind each sequence: a view where it can be."""
+        if self.span is not None:
+            return packed[slice(*self.span)].unflatten(0, self.mask.shape)
+        return packed.index_select(0, self._source).index_fill_(0, self._holes, 0).unflatten(0, self.mask.shape)
+
+    def write(self, packed: Tensor, padded: Tensor) -> None:
+        """Put the real tokens of ``padded`` (b, P, …) at their places in ``packed`` (N, …)."""
+        if self.span is not None:
+            packed[slice(*self.span)].unflatten(0, self.mask.shape).copy_(padded)
+        else:
+            packed.index_copy_(0, self.tokens, padded.flatten(0, 1).index_select(0, self._slots))
+
+
+def pieces_of(offsets: Tensor, places: int) -> list[Piece]:
+    """All non-empty sequences, in pieces of at most ``places`` padded tokens (a longer sequence is a piece alone)."""
+    return _remember(offsets, f"pieces of {places}", lambda: _make_pieces(offsets, places))
+
+
+def _make_pieces(offsets: Tensor, places: int) -> list[Piece]:
+    pieces = []
+    layout = layout_of(offsets)
+    starts = offsets[:-1]
+    by_bucket = layout.samples.split([b.mask.shape[0] for b in layout.buckets])
+    for bucket, samples in zip(layout.buckets, by_bucket, strict=False):  # split gives one part where there is none
+        step = max(places // bucket.length, 1)
+        for mask, chosen in zip(bucket.mask.split(step), samples.split(step), strict=True):
+            grid = starts[chosen, None] + torch.arange(bucket.length, device=offsets.device)
+            tokens = grid[mask]
+            first, last = int(tokens[0]), int(tokens[-1]) + 1
+            # Samples come in order, so equal counts mean: no gap and no padding.
+            span = (first, last) if last - first == mask.numel() == tokens.numel() else None
+            slots = mask.flatten().nonzero().squeeze(1)
+            holes = (~mask).flatten().nonzero().squeeze(1)
+            source = grid.masked_fill(~mask, first).flatten()
+            pieces.append(Piece(bucket.length, chosen, tokens, mask, span, slots, source, holes))
+    return pieces
+
+
+T = TypeVar("T")
+
+# All ops of all layers see the same offsets: what is derived from those of a batch is made once.
+_derived: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _remember(offsets: Tensor, what: str, make: Callable[[], T]) -> T:
+    """``make()``, remembered under ``what`` as long as ``offsets`` lives unchanged."""
+    now = -1 if offsets.is_inference() else offsets._version  # inference tensors keep no count of their changes
+    version, known = _derived.get(offsets, (None, {}))
+    if version != now:
+        known = {}
+        _derived[offsets] = (now, known)
+    if what not in known:
+        known[what] = make()
+    return known[what]
 
 
 def layout_of(offsets: Tensor) -> Layout:
     """The layout of the sequences of ``offsets``; remembered as long as that tensor lives unchanged."""
-    now = -1 if offsets.is_inference() else offsets._version  # inference tensors keep no count of their changes
-    version, layout = _layouts.get(offsets, (None, None))
-    if layout is None or version != now:
-        layout = _make_layout(offsets)
-        _layouts[offsets] = (now, layout)
-    return layout
+    return _remember(offsets, "layout", lambda: _make_layout(offsets))
+
+
+def use_layout(offsets: Tensor, layout: Layout) -> None:
+    """Give ``offsets`` this layout instead of its own."""
+    _remember(offsets, "layout", lambda: layout)
 
 
 def _make_layout(offsets: Tensor) -> Layout:
@@ -125,44 +198,36 @@ def nothing(shape: tuple[int, ...], inputs: list[Tensor]) -> Tensor:
     return inputs[0].new_zeros(shape) + sum(0 * x.sum() for x in inputs)
 
 
-def segment_matmul(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """Each sequence times its own matrix: ``x`` (N, i), ``weight`` (B, i, o) → (N, o). 2·N·i·o FLOPs."""
-    if x.ndim != 2 or weight.ndim != 3 or x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"segment_matmul: x (N, i) and weight (B, i, o) expected, got {(*x.shape,)} and {(*weight.shape,)}"
-        )
-    check_offsets(offsets, x.shape[0], "offsets")
-    layout = layout_of(offsets)
-    if not layout.buckets:
-        return nothing((x.shape[0], weight.shape[2]), [x, weight])
-    parts = zip(layout.buckets, layout.split_tokens(x), layout.split_samples(weight), strict=True)
-    return layout.join_tokens([bucket.unpad(bucket.pad(x_n) @ weight_b) for bucket, x_n, weight_b in parts], x.shape[0])
+def check_layout(name: str, offsets: Tensor, rows: int, max_length: int | None) -> None:
+    """The values of ``offsets``: from 0 to ``rows``, never decreasing, no sequence over ``max_length``.
+
+    Once per tensor. On a CPU a ValueError; on a GPU an assertion on the device, so that nobody waits for it here.
+    """
+    _remember(offsets, f"checked {name} {rows} {max_length}", lambda: _check_layout(name, offsets, rows, max_length))
 
 
-def check_offsets(offsets: Tensor, rows: int, name: str) -> None:
-    """Offsets (B + 1,) int64, from 0 to ``rows``, never decreasing. Values are read on the CPU only:
-    on a GPU that would wait for the device in the hot path."""
-    if offsets.ndim != 1 or offsets.numel() < 1 or offsets.dtype != torch.int64:
-        raise ValueError(f"{name}: a 1-d int64 tensor (B + 1,) expected, got {offsets.dtype} {(*offsets.shape,)}")
-    if offsets.device.type == "cpu":
-        if int(offsets[0]) != 0 or int(offsets[-1]) != rows:
-            raise ValueError(f"{name}: must run from 0 to {rows}, got {int(offsets[0])} … {int(offsets[-1])}")
-        if bool((offsets.diff() < 0).any()):
-            raise ValueError(f"{name}: must never decrease")
+def _check_layout(name: str, offsets: Tensor, rows: int, max_length: int | None) -> bool:
+    lengths = offsets.diff()
+    if offsets.device.type != "cpu":
+        right = (offsets[0] == 0) & (offsets[-1] == rows) & (lengths >= 0).all()
+        if max_length is not None:
+            right = right & (lengths <= max_length).all()
+        limit = "" if max_length is None else f", with no sequence over {max_length}"
+        torch._assert_async(right, f"{name}: must run from 0 to {rows} and never decrease{limit}")
+        return True
+    if int(offsets[0]) != 0 or int(offsets[-1]) != rows:
+        raise ValueError(f"{name}: must run from 0 to {rows}, got {int(offsets[0])} … {int(offsets[-1])}")
+    if bool((lengths < 0).any()):
+        raise ValueError(f"{name}: must never decrease")
+    if max_length is not None and bool((lengths > max_length).any()):
+        longest = int(lengths.argmax())
+        raise ValueError(f"{name}: sequence {longest} has {int(lengths[longest])} tokens, over max_length {max_length}")
+    return True
 
 
-def check_backend(backend: str | None, op: str) -> str:
-    """The backend to use; ``None`` = by device."""
-    if backend not in (None, "torch"):
-        raise ValueError(f"{op}: unknown backend {backend!r}; known: 'torch'")
-    return "torch"
-
-
-def check_heads(name: str, x: Tensor, shape: tuple[int | None, ...], like: Tensor) -> None:
-    """``x`` must have this shape (``None`` = any), and the dtype and device of ``like``."""
-    wrong = x.ndim != len(shape) or any(s is not None and s != n for s, n in zip(shape, x.shape, strict=True))
-    if wrong:
-        expected = ", ".join("?" if s is None else str(s) for s in shape)
-        raise ValueError(f"{name}: shape ({expected}) expected, got {(*x.shape,)}")
-    if x.dtype != like.dtype or x.device != like.device:
-        raise ValueError(f"{name}: {like.dtype} on {like.device} expected, got {x.dtype} on {x.device}")
+def known_lengths(offsets: Tensor, rows: int) -> list[int]:
+    """How long each sequence is, for counting FLOPs; where a tracer has no values, all are taken as equally long."""
+    batch = offsets.numel() - 1
+    if isinstance(offsets, FakeTensor) or offsets.is_meta:
+        return [rows // max(batch, 1)] * batch
+    return offsets.diff().tolist()

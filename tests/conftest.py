@@ -10,6 +10,8 @@ import torch
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
+if not torch.cuda.is_available():  # before triton is imported: its interpreter runs the kernels in the tests
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -68,7 +68,7 @@ def _dense(k: Tensor, v: Tensor, kv_offsets: Tensor, source: Tensor) -> tuple[Te
     rows = (kv_offsets[:-1][source, None] + position).clamp(max=max(k.shape[0] - 1, 0))
     if k.shape[0] == 0:
         empty = (*rows.shape, *k.shape[1:])
-        return k.new_zeros(empty), v.new_zeros(empty), mask
+        return nothing(empty, [k]), nothing(empty, [v]), mask
     return k[rows], v[rows], mask
 
 

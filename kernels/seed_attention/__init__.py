@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.packed import check_backend, check_heads, check_offsets
+from kernels.backends import check_heads, check_offsets, choose_backend
+from kernels.packed import check_layout
 from kernels.rote import Rotation, rote
 from kernels.seed_attention.reference import seed_attention_reference
 
@@ -36,12 +37,13 @@ def seed_attention(
 
     FLOPs forward: ``4 · H · D · S · Σ T_b``, see :func:`flops`.
     """
-    check_backend(backend, "seed_attention")
+    backend = choose_backend(backend, seeds, "seed_attention")
     if seeds.ndim != 3:
         raise ValueError(f"seeds: shape (S, H, D) expected, got {(*seeds.shape,)}")
     check_heads("k", k, (None, *seeds.shape[1:]), seeds)
     check_heads("v", v, tuple(k.shape), seeds)
-    check_offsets(offsets, k.shape[0], "offsets")
+    check_offsets("offsets", offsets, k)
+    check_layout("offsets", offsets, k.shape[0], max_length)
     if rotation is not None:
         k = rote(k, rotation)
     return seed_attention_reference(seeds, k, v, offsets, seeds.shape[-1] ** -0.5 if scale is None else scale)

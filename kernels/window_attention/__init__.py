@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.packed import check_backend, check_heads, check_offsets
+from kernels.backends import check_heads, check_offsets, choose_backend
+from kernels.packed import check_layout
 from kernels.rote import Rotation, rote
 from kernels.window_attention.reference import window_attention_reference
 
@@ -38,12 +39,13 @@ def window_attention(
 
     Time and memory O(T · (left + right)). FLOPs forward: ``4 · H · D · pairs``, see :func:`pairs`.
     """
-    check_backend(backend, "window_attention")
+    backend = choose_backend(backend, q, "window_attention")
     if q.ndim != 3:
         raise ValueError(f"q: shape (N, H, D) expected, got {(*q.shape,)}")
     check_heads("k", k, tuple(q.shape), q)
     check_heads("v", v, tuple(q.shape), q)
-    check_offsets(offsets, q.shape[0], "offsets")
+    check_offsets("offsets", offsets, q)
+    check_layout("offsets", offsets, q.shape[0], max_length)
     for name, side in (("left", left), ("right", right)):
         if side is not None and side < 0:
             raise ValueError(f"{name}: ≥ 0 or None expected, got {side}")
