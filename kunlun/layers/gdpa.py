@@ -13,11 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kernels import gdpa, segment_matmul
+from kernels import gdpa, gdpa_block, segment_matmul
 from kernels.activations import activate, per_head
 from kernels.gdpa import flops as gdpa_flops
 from kunlun.features import Jagged
 from kunlun.layers.context import ContextKeyValue, TokenLinear
+
+OUT_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class PersonalizedBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.inner = inner
-        self.out_norm = nn.RMSNorm(width, eps=1e-6)
+        self.out_norm = nn.RMSNorm(width, eps=OUT_EPS)
 
     def forward(self, sequence: Jagged, context: Context) -> Jagged:
         """Jagged of (N, d_e) → the same layout."""
@@ -151,6 +153,35 @@ class GDPA(PersonalizedMap):
 
     def flops(self, length: int) -> int:
         return self.context.flops() + gdpa_flops(length, self.kv_tokens, self.width)
+
+
+class GDPABlock(PersonalizedBlock):
+    """The same block around :class:`GDPA` as one op, norms and sums included (:func:`kernels.gdpa_block`)."""
+
+    inner: GDPA
+    norm: nn.LayerNorm
+
+    def __init__(self, inner: GDPA, width: int) -> None:
+        super().__init__(inner, width)
+
+    def forward(self, sequence: Jagged, context: Context) -> Jagged:
+        k, v = self.inner.context(context.summary, context.candidate)
+        values = gdpa_block(
+            sequence.values,
+            k,
+            v,
+            sequence.offsets,
+            sequence.max_length,
+            norm_weight=self.norm.weight,
+            norm_bias=self.norm.bias,
+            norm_eps=self.norm.eps,
+            out_weight=self.out_norm.weight,
+            out_eps=OUT_EPS,
+            tau=self.inner.tau,
+            activation=self.inner.activations,
+            tau_position=self.inner.tau_position,
+        )
+        return sequence.with_values(values)
 
 
 class LinearPFFN(PersonalizedMap):

@@ -18,7 +18,16 @@ from kunlun.features import TIME, Batch, EventType, FeatureSchema, Jagged
 from kunlun.layers.attention import SelfAttention
 from kunlun.layers.context import ContextSummary
 from kunlun.layers.embedding import EmbeddingConfig, EmbeddingTables, EventEncoder, FieldTokens, candidate_field
-from kunlun.layers.gdpa import GDPA, Context, GDPAConfig, LinearPFFN, PersonalizedBlock, PersonalizedMap, SharedFFN
+from kunlun.layers.gdpa import (
+    GDPA,
+    Context,
+    GDPABlock,
+    GDPAConfig,
+    LinearPFFN,
+    PersonalizedBlock,
+    PersonalizedMap,
+    SharedFFN,
+)
 from kunlun.layers.pooling import HSP, PMA, MeanPooling, Pooling
 from kunlun.layers.rote import Rote, RoteConfig
 from kunlun.layers.wukong import WukongConfig, WukongExperts
@@ -305,13 +314,19 @@ class _Parts:
         half_window = config.window if self.components.window else None
         return EventTower(
             config,
-            pffn=lambda: PersonalizedBlock(self._pffn(config, max_length, candidate), config.width),
+            pffn=lambda: self._block(config, max_length, candidate),
             attention=None
             if "attention" in self.drop
             else lambda: SelfAttention(config.width, config.heads, half_window),
             pooling=lambda: self._pooling(config),
             compskip=self.components.compskip,
         )
+
+    def _block(self, config: TowerConfig, max_length: int, candidate: bool) -> PersonalizedBlock:
+        inner = self._pffn(config, max_length, candidate)
+        if isinstance(inner, GDPA) and inner.fused:
+            return GDPABlock(inner, config.width)
+        return PersonalizedBlock(inner, config.width)
 
     def _pffn(self, config: TowerConfig, max_length: int, candidate: bool) -> PersonalizedMap:
         if "gdpa" in self.drop:

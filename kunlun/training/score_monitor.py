@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kunlun.layers.gdpa import GDPA
+from kunlun.layers.gdpa import GDPA, PersonalizedBlock
 
 
 class ScoreMonitor(Callback):
@@ -24,8 +24,8 @@ class ScoreMonitor(Callback):
         if batch_idx or trainer.sanity_checking:
             return
         for name, module in pl_module.named_modules():
-            if isinstance(module, GDPA):
-                self._handles.append(module.register_forward_pre_hook(_logger(pl_module, name.removesuffix(".inner"))))
+            if isinstance(module, PersonalizedBlock) and isinstance(module.inner, GDPA):
+                self._handles.append(module.register_forward_pre_hook(_logger(pl_module, name)))
 
     def on_validation_batch_end(self, *_: Any) -> None:
         for handle in self._handles:
@@ -35,8 +35,10 @@ class ScoreMonitor(Callback):
 
 def _logger(pl_module: LightningModule, name: str) -> Any:
     def log(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(module, GDPA)
-        stds: Tensor = module.score_std(*inputs)
+        assert isinstance(module, PersonalizedBlock)
+        assert isinstance(module.inner, GDPA)
+        sequence, context = inputs
+        stds: Tensor = module.inner.score_std(sequence.with_values(module.norm(sequence.values)), context)
         for head, std in enumerate(stds.tolist()):
             pl_module.log(f"scores/{name.removeprefix('model.')}/head{head}", std, batch_size=1)
 
