@@ -56,6 +56,11 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
+def own_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off: the body of an op runs inside it too, and would be cast again, sums in float32 included."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def no_second_derivative(backward_op: Any, name: str) -> None:
     """Make differentiating ``backward_op`` an error that says what to do, instead of a silent constant."""
 

@@ -117,12 +117,16 @@ class Piece:
             return packed[slice(*self.span)].unflatten(0, self.mask.shape)
         return packed.index_select(0, self._source).index_fill_(0, self._holes, 0).unflatten(0, self.mask.shape)
 
+    def room(self, packed: Tensor) -> Tensor:
+        """Uninitialised (b, P, …) to fill and give to :meth:`write`; it lies in ``packed`` (N, …) where it can."""
+        return self.pad(packed) if self.span is not None else packed.new_empty(*self.mask.shape, *packed.shape[1:])
+
     def write(self, packed: Tensor, padded: Tensor) -> None:
         """Put the real tokens of ``padded`` (b, P, …) at their places in ``packed`` (N, …)."""
-        if self.span is not None:
-            packed[slice(*self.span)].unflatten(0, self.mask.shape).copy_(padded)
-        else:
+        if self.span is None:
             packed.index_copy_(0, self.tokens, padded.flatten(0, 1).index_select(0, self._slots))
+        elif padded.data_ptr() != packed[self.span[0]].data_ptr():
+            self.pad(packed).copy_(padded)
 
 
 def pieces_of(offsets: Tensor, places: int) -> list[Piece]:

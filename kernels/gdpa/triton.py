@@ -24,27 +24,9 @@ from torch import Tensor
 
 from kernels.activations import triton_activation
 from kernels.backends import INTERPRETED, multiprocessors, on_device_of, triton_target
+from kernels.tiles import contiguous_rows, load_rows, store_rows
 
 _RUNTIME = ["kv_tokens", "chunk", "chunks", "blocks", "splits", "group", "left", "right"]
-
-
-@triton.jit
-def _load(base, row_stride, rows, last, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of one head as (rows, BLOCK_D); zeros at ``last`` and beyond."""
-    d = tl.arange(0, BLOCK_D)
-    mask = (rows < last)[:, None]
-    if BLOCK_D != D:
-        mask = mask & (d < D)[None, :]
-    return tl.load(base + rows.to(tl.int64)[:, None] * row_stride + d[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _store(base, row_stride, rows, first, last, x, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    d = tl.arange(0, BLOCK_D)
-    mask = ((rows >= first) & (rows < last))[:, None]
-    if BLOCK_D != D:
-        mask = mask & (d < D)[None, :]
-    tl.store(base + rows.to(tl.int64)[:, None] * row_stride + d[None, :], x.to(base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -53,7 +35,7 @@ def _load_queries(
     NORM: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Query rows (M, D); with NORM they are tokens, layer-normalised here from their statistics (N,), in float32."""
-    x = _load(q, q_row, rows, last, D, BLOCK_D)
+    x = load_rows(q, q_row, rows, last, D, BLOCK_D)
     if NORM:
         d = tl.arange(0, BLOCK_D)
         inside = (rows < last)[:, None] & (d < D)[None, :]
@@ -95,7 +77,10 @@ def _forward(
     ACT: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     RESIDENT: tl.constexpr, WINDOW: tl.constexpr, PACKED: tl.constexpr, SHARED: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (samples · chunks, heads): ``chunk`` queries of one sample and head. NORM: Q is LN(tokens), and is added."""
+    """Grid (samples · chunks, heads): ``chunk`` queries of one sample and head. NORM: Q is LN(tokens), and is added.
+
+    RESIDENT: all keys in one block, loaded once. Otherwise, and with a window, blocks of keys stream past the queries.
+    """
     sample = (tl.program_id(0) // chunks).to(tl.int64)
     h = tl.program_id(1)
     if HEADS is not None:
@@ -114,8 +99,8 @@ def _forward(
     dtype = K.dtype.element_ty
     n = tl.arange(0, BLOCK_N)
     if RESIDENT:
-        k_ND = _load(k, k_row, n, tokens, D, BLOCK_D)
-        v_ND = _load(v, v_row, n, tokens, D, BLOCK_D)
+        k_ND = load_rows(k, k_row, n, tokens, D, BLOCK_D)
+        v_ND = load_rows(v, v_row, n, tokens, D, BLOCK_D)
     for m in range(first, last, BLOCK_M):
         rows = m + tl.arange(0, BLOCK_M)
         x_MD = _load_queries(q, q_row, rows, last, MEAN, RSTD, NORM_WEIGHT, NORM_BIAS, start, h, NORM, D, BLOCK_D)
@@ -123,8 +108,6 @@ def _forward(
         if RESIDENT:
             s_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * inside
             w_MN, _ = ACT(s_MN)
-            if WINDOW:
-                w_MN = tl.where(_near(rows, n, left, right), w_MN, 0.0)
             o_MD = tl.dot(w_MN.to(dtype), v_ND, input_precision="ieee")
         else:
             o_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -134,8 +117,8 @@ def _forward(
                 low = tl.maximum(m - left, 0) // BLOCK_N * BLOCK_N
                 high = tl.minimum(m + BLOCK_M + right, tokens)
             for j in range(low, high, BLOCK_N):
-                kj_ND = _load(k, k_row, j + n, tokens, D, BLOCK_D)
-                vj_ND = _load(v, v_row, j + n, tokens, D, BLOCK_D)
+                kj_ND = load_rows(k, k_row, j + n, tokens, D, BLOCK_D)
+                vj_ND = load_rows(v, v_row, j + n, tokens, D, BLOCK_D)
                 s_MN = tl.dot(q_MD, tl.trans(kj_ND), input_precision="ieee") * inside
                 w_MN, _ = ACT(s_MN)
                 if WINDOW:
@@ -144,7 +127,7 @@ def _forward(
         o_MD = o_MD * outside
         if NORM:
             o_MD += x_MD
-        _store(out, o_row, rows, first, last, o_MD, D, BLOCK_D)
+        store_rows(out, o_row, rows, last, o_MD, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -178,7 +161,7 @@ def _backward_q(
         rows = m + tl.arange(0, BLOCK_M)
         x_MD = _load_queries(q, q_row, rows, last, MEAN, RSTD, NORM_WEIGHT, NORM_BIAS, start, h, NORM, D, BLOCK_D)
         q_MD = x_MD.to(dtype)
-        grad_MD = _load(grad, g_row, rows, last, D, BLOCK_D)
+        grad_MD = load_rows(grad, g_row, rows, last, D, BLOCK_D)
         g_MD = grad_MD.to(dtype)
         dq_MD = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         low = 0
@@ -187,8 +170,8 @@ def _backward_q(
             low = tl.maximum(m - left, 0) // BLOCK_N * BLOCK_N
             high = tl.minimum(m + BLOCK_M + right, tokens)
         for j in range(low, high, BLOCK_N):
-            k_ND = _load(k, k_row, j + n, tokens, D, BLOCK_D)
-            v_ND = _load(v, v_row, j + n, tokens, D, BLOCK_D)
+            k_ND = load_rows(k, k_row, j + n, tokens, D, BLOCK_D)
+            v_ND = load_rows(v, v_row, j + n, tokens, D, BLOCK_D)
             _, slope_MN = ACT(tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * inside)
             ds_MN = tl.dot(g_MD, tl.trans(v_ND), input_precision="ieee") * slope_MN
             if WINDOW:
@@ -197,7 +180,7 @@ def _backward_q(
         dq_MD = dq_MD * scale
         if NORM:
             dq_MD += grad_MD.to(tl.float32)
-        _store(dq, dq_row, rows, first, last, dq_MD, D, BLOCK_D)
+        store_rows(dq, dq_row, rows, last, dq_MD, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -228,9 +211,9 @@ def _backward_kv(
         tokens = (tl.load(KV_OFFSETS + g + 1) - kv_first).to(tl.int32)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     dtype = K.dtype.element_ty
-    k_ND = _load(K + g * k_set + kv_first * k_row + kv_head * k_head, k_row, n, tokens, D, BLOCK_D)
+    k_ND = load_rows(K + g * k_set + kv_first * k_row + kv_head * k_head, k_row, n, tokens, D, BLOCK_D)
     if WANT_K:
-        v_ND = _load(V + g * v_set + kv_first * v_row + kv_head * v_head, v_row, n, tokens, D, BLOCK_D)
+        v_ND = load_rows(V + g * v_set + kv_first * v_row + kv_head * v_head, v_row, n, tokens, D, BLOCK_D)
         dk_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     if WANT_V:
         dv_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -262,7 +245,7 @@ def _backward_kv(
                     q, q_row, rows, length, MEAN, RSTD, NORM_WEIGHT, NORM_BIAS, start, h, NORM, D, BLOCK_D
                 )
                 q_MD = x_MD.to(dtype)
-                grad_MD = _load(grad, g_row, rows, length, D, BLOCK_D)
+                grad_MD = load_rows(grad, g_row, rows, length, D, BLOCK_D)
                 g_MD = grad_MD.to(dtype)
                 w_NM, slope_NM = ACT(tl.dot(k_ND, tl.trans(q_MD), input_precision="ieee") * inside)
                 if WINDOW:
@@ -282,12 +265,12 @@ def _backward_kv(
                         if NORM:
                             dq_MD += grad_MD.to(tl.float32)
                         dq = DQ + start * dq_row + h * dq_head
-                        _store(dq, dq_row, rows, 0, length, dq_MD, D, BLOCK_D)
+                        store_rows(dq, dq_row, rows, length, dq_MD, D, BLOCK_D)
     place = split * dk_split + g * dk_set + kv_first * dk_row + kv_head * dk_head
     if WANT_K:
-        _store(DK + place, dk_row, n, 0, tokens, dk_ND * scale, D, BLOCK_D)
+        store_rows(DK + place, dk_row, n, tokens, dk_ND * scale, D, BLOCK_D)
     if WANT_V:
-        _store(DV + place, dk_row, n, 0, tokens, dv_ND * outside, D, BLOCK_D)
+        store_rows(DV + place, dk_row, n, tokens, dv_ND * outside, D, BLOCK_D)
 
 
 @dataclass(frozen=True)
@@ -305,7 +288,9 @@ class Blocks:
 PLANS = (("kvq",), ("v", "kq"), ("kv", "q"), ("v", "k", "q"))
 
 # Block sizes by what a chip has room for, checked by compiling; none was tuned by measurement. By the widest head and
-# kind (a letter of PLANS, or the forward); a kind that spills, or does not fit, is left out.
+# kind: an entry of a plan, the forward with all keys in shared memory, or the one that streams them (where it is not
+# given: the same); ", norm" where queries are normalised on the way, ", window" with a window, if they differ. A kind
+# that does not fit is left out.
 _HALF: dict[str, dict[int, dict[str, Blocks]]] = {
     "sm_80": {
         64: {
@@ -327,28 +312,38 @@ _HALF: dict[str, dict[int, dict[str, Blocks]]] = {
     "sm_90": {
         64: {
             "forward": Blocks(128, 256, 8, 2),
+            "forward, norm": Blocks(128, 128, 8, 2),
+            "stream": Blocks(128, 128, 8, 2),
+            "stream, norm": Blocks(128, 64, 8, 2),
             "kvq": Blocks(64, 128, 8, 2),
+            "kvq, norm": Blocks(32, 128, 8, 2),
             "v": Blocks(64, 256, 8, 2),
             "kq": Blocks(32, 256, 8, 2),
             "kv": Blocks(64, 128, 8, 2),
+            "kv, window": Blocks(32, 128, 8, 2),
             "q": Blocks(128, 64, 8, 2),
         },
         128: {
             "forward": Blocks(128, 256, 8, 2),
-            "kvq": Blocks(32, 128, 8, 2),
-            "kv": Blocks(64, 128, 8, 2),
+            "forward, norm": Blocks(64, 128, 8, 2),
+            "stream": Blocks(128, 64, 8, 2),
+            "stream, norm": Blocks(64, 64, 8, 2),
+            "kvq": Blocks(32, 128, 8, 1),
+            "kv": Blocks(32, 128, 8, 2),
             "q": Blocks(128, 64, 8, 2),
         },
         256: {
             "forward": Blocks(64, 128, 8, 1),
-            "v": Blocks(64, 128, 8, 1),
-            "k": Blocks(64, 128, 8, 1),
+            "stream": Blocks(64, 64, 8, 1),
+            "v": Blocks(32, 128, 8, 1),
+            "k": Blocks(32, 128, 8, 1),
             "q": Blocks(128, 32, 8, 1),
         },
     },
     "sm_100": {
         64: {
             "forward": Blocks(128, 256, 8, 2),
+            "stream": Blocks(128, 128, 8, 2),
             "kvq": Blocks(64, 128, 8, 1),
             "v": Blocks(64, 256, 8, 2),
             "kq": Blocks(32, 256, 8, 2),
@@ -408,7 +403,9 @@ def configuration(kind: str, target: str, width: int, dtype: torch.dtype) -> Blo
     if target == "interpreter":
         return Blocks(16, 32 if kind in ("v", "kq") else 16, 4, 1)
     table = _FLOAT32 if dtype == torch.float32 else _HALF.get(target, _HALF["other"])
-    return table[min(widest for widest in table if width <= widest)].get(kind)
+    kinds = table[min(widest for widest in table if width <= widest)]
+    plain = kind.split(",")[0]
+    return kinds.get(kind) or kinds.get(plain) or (kinds["forward"] if plain == "stream" else None)
 
 
 @dataclass(frozen=True)
@@ -439,10 +436,6 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
     """Of set, row and head; packed keys and values have no sets."""
     *of_set, of_row, of_head, _ = x.stride()
     return (of_set[0] if of_set else 0), of_row, of_head
-
-
-def _contiguous_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
 
 
 @dataclass(frozen=True)
@@ -503,10 +496,17 @@ class _Problem:
 
     def blocks(self, kind: str) -> Blocks | None:
         """As configured, with no more key rows than there are keys."""
+        kind += ", norm" if self.norm is not None else ", window" if self.window is not None else ""
         found = configuration(kind, triton_target(), self.q.shape[2], self.k.dtype)
         if found is None:
             return None
-        return replace(found, n=min(found.n, max(triton.next_power_of_2(self.kv_tokens), _least_n(self.k.dtype))))
+        return replace(found, n=min(found.n, max(triton.next_power_of_2(self.kv_tokens), self._least_n())))
+
+    def _least_n(self) -> int:
+        # The transposed products of the backward have the keys as their rows: wgmma takes 64 of them a warp group.
+        if INTERPRETED or self.k.dtype == torch.float32:
+            return 16
+        return 64 if self.q.shape[2] <= 128 else 128
 
     def chunks(self, heads: int, rows: int) -> tuple[int, int]:
         """Into how many programs a sample's queries go, and how many queries each takes: the fewer, the more often
@@ -515,11 +515,6 @@ class _Problem:
         count = max(1, min(wanted, triton.cdiv(self.max_length, rows)))
         chunk = triton.cdiv(triton.cdiv(self.max_length, count), rows) * rows
         return chunk, triton.cdiv(self.max_length, chunk)
-
-
-def _least_n(dtype: torch.dtype) -> int:
-    # The transposed products of the backward have the keys as their rows, and wgmma takes 64 of them.
-    return 16 if INTERPRETED or dtype == torch.float32 else 64
 
 
 def forward(
@@ -538,13 +533,17 @@ def forward(
     norm: Norm | None = None,
 ) -> Tensor:
     """See :func:`kernels.gdpa.gdpa`. With ``norm``, q are tokens: ``GDPA(LN(q)) + LN(q)``."""
-    q, k, v = _contiguous_rows(q, k, v)
+    q, k, v = contiguous_rows(q, k, v)
     out = q.new_empty(q.shape)
     p = _Problem(q, k, v, offsets, kv_offsets, kv_index, max_length, kv_tokens, names, inside, outside, window, norm)
-    blocks = p.blocks("forward")
-    assert blocks is not None
     if out.numel() == 0:
         return out
+    blocks = p.blocks("forward")
+    assert blocks is not None
+    resident = window is None and kv_tokens <= blocks.n
+    if not resident:
+        blocks = p.blocks("stream")
+        assert blocks is not None
     with on_device_of(q):
         for name, heads, count in _launches(names, q.device):
             chunk, chunks = p.chunks(count, blocks.m)
@@ -552,7 +551,7 @@ def forward(
                 *(q, k, v, out, offsets, kv_offsets, kv_index, heads, *p.norm_arguments),
                 *(*q.stride()[:2], *_strides(k), *_strides(v), *out.stride()[:2]),
                 *(kv_tokens, chunk, chunks, p.group, *p.edges, inside, outside),
-                RESIDENT=kv_tokens <= blocks.n,
+                RESIDENT=resident,
                 **p.flags(name, blocks),
             )
     return out
@@ -575,7 +574,7 @@ def backward(
     norm: Norm | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q (with ``norm``: of LN(q), the ``+ LN(q)`` included), k and v."""
-    grad, q, k, v = _contiguous_rows(grad, q, k, v)
+    grad, q, k, v = contiguous_rows(grad, q, k, v)
     group = q.shape[1] // k.shape[-2]
     if group > 1 and len(set(names)) > 1:
         # A launch has one activation, and all heads that share a key must be in it: give each head keys of its own.

@@ -18,6 +18,9 @@ from kernels.backends import autocast, check_heads, check_offsets, choose_backen
 from kernels.gdpa_block.reference import gdpa_block_reference
 from kernels.packed import check_layout
 
+# The widest heads whose kernels have registers left for the norms.
+_FUSED_WIDTH = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 32}
+
 
 def gdpa_block(
     s: Tensor,
@@ -46,7 +49,8 @@ def gdpa_block(
         norm_weight, norm_bias: (H · D,), of the layer norm; ``norm_eps`` its ε.
         out_weight: (H · D,), of the RMS norm; ``out_eps`` its ε.
         tau, activation, tau_position: as in :func:`kernels.gdpa.gdpa`.
-        backend: "reference", "torch" (norms by torch, GDPA in pieces), "triton" (all fused), or None = by device.
+        backend: "reference", "torch" (norms by torch, GDPA in pieces), "triton" (all fused up to D = 128, in
+            float32 to 32; the norms by torch over that), or None = by device.
 
     Raises:
         ValueError: names the argument that does not fit and what was expected.
@@ -75,12 +79,10 @@ def gdpa_block(
     names = per_head(activation, k.shape[2])
     backend = choose_backend(backend, k, "gdpa_block")
     weights = (norm_weight, norm_bias, out_weight)
-    if backend != "triton" or s.dtype == torch.float64:
+    if backend != "triton" or s.dtype == torch.float64 or k.shape[3] > _FUSED_WIDTH[k.dtype]:
         return gdpa_block_reference(
             s, k, v, offsets, max_length, *weights, tau, names, tau_position, norm_eps, out_eps, backend
         )
-    if k.shape[3] > 256:
-        raise ValueError(f"k: backend 'triton' takes heads of up to 256, got {k.shape[3]}; backend 'torch' takes any")
     inside, outside = (1 / tau, 1.0) if tau_position == "pre" else (1.0, 1 / tau)
     options = (max_length, ",".join(names), inside, outside, norm_eps, out_eps)
     return _gdpa_block(s, k, v, *weights, offsets, *options)[0]

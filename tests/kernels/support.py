@@ -51,23 +51,31 @@ def assert_as_good_as_torch(
     op: Callable[..., Tensor], reference: Callable[..., Tensor], inputs: Sequence[Tensor], dtype: torch.dtype
 ) -> None:
     """``op`` in ``dtype`` errs from the float64 reference at most 2 (gradients: 5) times as much as the reference
-    computed in ``dtype`` does, and in float32 by less than 1e-5 of the norm. ``inputs`` are float64."""
+    computed in ``dtype`` does, and in float32 by less than 1e-5 of the norm beyond torch. ``inputs`` are float64.
+
+    What the problem itself makes of a rounding of its inputs is allowed on top: sigmoid(-100) has no more digits to
+    give, and a single row of it is easily lucky in one computation.
+    """
     # Rounded before anything: all three see the same numbers.
     inputs = [x.to(dtype).double() for x in inputs]
     grad = randn(*reference(*inputs).shape, seed=99).to(dtype).double()
     exact = with_gradients(reference, inputs, grad)
+    eps = torch.finfo(dtype).eps
+    nudged = with_gradients(reference, [x * (1 + eps * randn(*x.shape, seed=7).sign()) for x in inputs], grad)
     same = with_gradients(reference, [x.to(dtype) for x in inputs], grad)
     with poisoned():
         found = with_gradients(op, [x.to(dtype) for x in inputs], grad)
-    for i, (true, torchs, ours) in enumerate(zip(exact, same, found, strict=True)):
+    for i, (true, near, torchs, ours) in enumerate(zip(exact, nudged, same, found, strict=True)):
         name = "output" if i == 0 else f"gradient of input {i - 1}"
         assert ours.dtype == dtype
         assert ours.shape == true.shape
         assert not ours.isnan().any(), f"{name}: NaN, an element that nobody wrote"
         norm = float(true.norm())
         error = float((ours.double() - true).norm())
-        # The floor: where torch happens to be exact, two roundings of the result are still allowed.
-        allowed = (2 if i == 0 else 5) * float((torchs.double() - true).norm()) + 2 * torch.finfo(dtype).eps * norm
+        # The floor: where torch happens to be exact, two roundings of the result and of the inputs are still allowed.
+        floor = 2 * eps * norm + 2 * float((near - true).norm())
+        torchs_error = float((torchs.double() - true).norm())
+        allowed = (2 if i == 0 else 5) * torchs_error + floor
         assert error <= allowed, f"{name}: error {error:.3g} of {norm:.3g}, torch in {dtype} allows {allowed:.3g}"
         if dtype == torch.float32:
-            assert error <= 1e-5 * norm + 1e-30, f"{name}: error {error:.3g} of {norm:.3g}"
+            assert error <= 1e-5 * norm + torchs_error + floor + 1e-30, f"{name}: error {error:.3g} of {norm:.3g}"
