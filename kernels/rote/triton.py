@@ -61,3 +61,15 @@ def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             **blocks,
         )
     return out
+
+
+def turn_wide(
+    widest: int, cos: Tensor | None, sin: Tensor | None, *heads: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor | None]:
+    """``heads``, and the angles that a kernel which turns heads up to ``widest`` still has to turn them by: wider ones
+    are turned here, and None is left."""
+    if cos is None or sin is None:
+        return heads, None, None
+    if heads[0].shape[2] > widest:
+        return tuple(forward(x, cos, sin) for x in heads), None, None
+    return heads, cos.contiguous(), sin.contiguous()

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from kernels.packed import Bucket, layout_of, nothing
 
-_HIDDEN = -1e30  # finite, so that a padded query with no key in sight gives no NaN
-
 
 def window_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, left: int, right: int, scale: float
@@ -53,6 +51,8 @@ def _attend(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, left: int, right: i
     distance_cs = distance_cs - torch.arange(block, device=device)[:, None]
     near_cs = (distance_cs >= -left) & (distance_cs <= right)
     seen_bm1cs = (real_bms[:, :, None, :] & near_cs)[:, :, None]
-    scores = (q_bmHcD @ k_bmHDs).masked_fill(~seen_bm1cs, _HIDDEN)
+    scores = q_bmHcD @ k_bmHDs
+    # Finite, so that a padded query with no key in sight gives no NaN.
+    scores = scores.masked_fill(~seen_bm1cs, torch.finfo(scores.dtype).min)
     out_bmHcD = scores.softmax(-1) @ v_bmHDs.transpose(3, 4)
     return bucket.unpad(out_bmHcD.transpose(2, 3).flatten(1, 2)[:, :length])
