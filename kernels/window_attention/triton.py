@@ -215,7 +215,7 @@ class Configuration:
 
 _INTERPRETED = Configuration(Blocks(16, 16, 4, 1), Blocks(16, 32, 4, 1), Blocks(32, 16, 4, 1), 32)
 
-# By the widest head: forward, the gradient of the queries, that of the keys and values. Chosen by what the compiler says
+# By the widest head: forward, the gradient of queries, that of keys and values. Chosen by what the compiler says
 # of registers and shared memory; none was tuned by measurement.
 _HALF: dict[str, dict[int, Configuration]] = {
     "sm_80": {

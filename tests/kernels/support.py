@@ -65,7 +65,9 @@ def assert_as_good_as_torch(
     same = with_gradients(reference, [x.to(dtype) for x in inputs], grad)
     with poisoned():
         found = with_gradients(op, [x.to(dtype) for x in inputs], grad)
-    largest = max(float(x.norm()) for x in exact)
+    # A gradient may be exactly 0 as a difference of equals (that of the score of a single key): the difference is as
+    # large as other gradients are, and what it is multiplied with as the inputs.
+    largest = max(float(x.norm()) for x in exact) * max([1.0, *(float(x.abs().mean()) for x in inputs if x.numel())])
     for i, (true, near, torchs, ours) in enumerate(zip(exact, nudged, same, found, strict=True)):
         name = "output" if i == 0 else f"gradient of input {i - 1}"
         assert ours.dtype == dtype
@@ -73,8 +75,7 @@ def assert_as_good_as_torch(
         assert not ours.isnan().any(), f"{name}: NaN, an element that nobody wrote"
         norm = float(true.norm())
         error = float((ours.double() - true).norm())
-        # The floor: where torch happens to be exact, two roundings of the result and of the inputs are still allowed; of
-        # the largest result, as a gradient that is exactly 0 (of the score of a single key) is a difference of equals.
+        # The floor: where torch happens to be exact, two roundings of the result and of the inputs are still allowed.
         floor = 2 * eps * largest + 2 * float((near - true).norm())
         torchs_error = float((torchs.double() - true).norm())
         allowed = (2 if i == 0 else 5) * torchs_error + floor
