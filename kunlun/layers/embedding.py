@@ -26,6 +26,10 @@ class EmbeddingConfig:
     """Standard deviation of the initial rows. Small values hide "the same id again" from a match by dot product."""
     dropout: float = 0.0
     """Probability that one looked-up vector is dropped as a whole (never at evaluation)."""
+    sparse_gradients: bool = True
+    """Gradients of the rows a batch touched, for row-wise Adagrad. False: gradients as large as the tables, and the
+    optimizer of the dense part; for small tables, and for training under torch.compile with inductor, which has no
+    sparse tensors."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or any(w < 1 for w in self.widths.values()):
@@ -53,7 +57,9 @@ class EmbeddingTables(nn.Module):
             self.first_row[name] = rows.get(width, 0)
             rows[width] = self.first_row[name] + table.rows
         self.rows = {name: table.rows for name, table in schema.tables.items()}
-        by_width = nn.ModuleDict({str(w): nn.Embedding(count, w, sparse=True) for w, count in rows.items()})
+        by_width = nn.ModuleDict(
+            {str(w): nn.Embedding(count, w, sparse=config.sparse_gradients) for w, count in rows.items()}
+        )
         self.by_width = cast("dict[str, nn.Embedding]", by_width)
         self.dropout = nn.Dropout1d(config.dropout) if config.dropout else nn.Identity()
         for shared in self.by_width.values():

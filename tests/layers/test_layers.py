@@ -149,6 +149,18 @@ def test_tables_share_rows_between_the_candidate_and_events():
         EmbeddingTables(schema, EmbeddingConfig(widths={"shap": 3}))
 
 
+def test_gradients_of_tables_are_sparse_unless_told_otherwise():
+    schema, batch = toy_schema(), toy_batch(toy_schema(), 5, torch.Generator().manual_seed(0))
+    grads = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        tables = EmbeddingTables(schema, EmbeddingConfig(width=4, sparse_gradients=sparse))
+        torch.cat(tables(schema.sparse, batch.sparse)).square().sum().backward()
+        grads.append(tables.by_width["4"].weight.grad)
+    assert [g.is_sparse for g in grads] == [True, False]
+    torch.testing.assert_close(grads[0].to_dense(), grads[1])
+
+
 @pytest.mark.parametrize("pooling", ["mean", "sum"])
 def test_multi_valued_fields_are_pooled_to_one_token(pooling):
     schema = replace(

@@ -110,6 +110,11 @@ def count_by_hand(model: Kunlun, batch, monkeypatch) -> int:
     def plain_gdpa(q, k, v, offsets, max_length, *, tau, activation, tau_position):
         return gdpa_by_hand(q, k, v, offsets, per_head(activation, q.shape[1]), tau, tau_position)
 
+    def plain_block(s, k, v, offsets, max_length, *, norm_weight, norm_bias, out_weight, norm_eps, out_eps, **options):
+        q = torch.nn.functional.layer_norm(s, s.shape[1:], norm_weight, norm_bias, norm_eps)
+        g = plain_gdpa(q.unflatten(1, k.shape[2:]), k, v, offsets, max_length, **options).flatten(1) + q
+        return s + torch.nn.functional.rms_norm(g, s.shape[1:], out_weight, out_eps)
+
     def plain_window(q, k, v, offsets, max_length, *, left, right, rotation):
         left, right = (max_length if side is None else side for side in (left, right))
         return window_by_hand(q, k, v, offsets, left, right, 1.0)
@@ -121,6 +126,7 @@ def count_by_hand(model: Kunlun, batch, monkeypatch) -> int:
         return torch.cat([x[a:b] @ w[i] for i, (a, b) in enumerate(spans(offsets))])
 
     monkeypatch.setattr(gdpa_layer, "gdpa", plain_gdpa)
+    monkeypatch.setattr(gdpa_layer, "gdpa_block", plain_block)
     monkeypatch.setattr(gdpa_layer, "segment_matmul", plain_segments)
     monkeypatch.setattr(attention_layer, "window_attention", plain_window)
     monkeypatch.setattr(pooling_layer, "seed_attention", plain_seeds)
@@ -167,6 +173,21 @@ def test_removing_a_component_changes_flops_the_way_the_paper_says():
     full = sum(build().flops(lengths).values())
     for name in ("window", "compskip", "event_personalization"):
         assert sum(build(components=Components(**{name: False})).flops(lengths).values()) > full, name
+
+
+@pytest.mark.parametrize("changes", [{}, {"components": Components(False, False, False, False, False)}], ids=str)
+def test_compiles_into_one_graph(changes):
+    """Forward and backward; the decompositions are inductor's, without its code generation."""
+    model, batch = build(**changes), batch_of(6)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager_decomp_partition")
+    grads = []
+    for run in (model, compiled):
+        model.zero_grad()
+        out = run(batch)
+        out.sum().backward()
+        grads.append([out.detach(), *(gradient(p) for p in model.parameters())])
+    for eager, ours in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
 
 
 def test_unfused_gdpa_is_the_same_function():
