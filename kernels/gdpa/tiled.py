@@ -15,7 +15,7 @@ from kernels.activations import FUSED
 from kernels.packed import Piece, pieces_of
 
 # Scores of one piece and one head, in bytes: with their temporaries they stay in a core's caches.
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 19
 
 
 @dataclass(frozen=True)
