@@ -1,7 +1,8 @@
 """The activations GDPA can use: one definition each, for the reference, the torch backend and the Triton kernels.
 
 A definition gives the value and the slope of its function in operations that torch and Triton's language share;
-``m`` stands for one of the two. The references differentiate the value by autograd, which checks the slope.
+``m`` stands for one of the two (for Triton: :mod:`kernels.triton_math`). The references differentiate the value by
+autograd, which checks the slope.
 """
 
 from __future__ import annotations
@@ -98,7 +99,11 @@ def triton_activation(name: str) -> Any:
     import triton
     import triton.language as tl
 
-    definition = FunctionType(DEFINITIONS[name].__code__, {"m": tl, "__name__": __name__}, name)
+    from kernels import triton_math
+
+    # The interpreter wants to see the language among the names that a function knows.
+    names = {"m": triton_math, "tl": tl, "__name__": __name__}
+    definition = FunctionType(DEFINITIONS[name].__code__, names, name)
     definition.__module__, definition.__qualname__ = __name__, name
     return triton.jit(definition)
 

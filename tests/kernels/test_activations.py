@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 
-from kernels.activations import ACTIVATIONS, DEFINITIONS, FUSED, activate, per_head
+from kernels import triton_math
+from kernels.activations import ACTIVATIONS, DEFINITIONS, FUSED, activate, per_head, triton_activation
+from tests.kernels.support import DEVICE
 
 TORCHS = {
     "gelu": F.gelu,
@@ -49,6 +53,42 @@ def test_torchs_own_operators_compute_the_same(name):
     torch.testing.assert_close(value(X.clone()), exact)
     away = (X.abs() > 1e-9) & ((X.abs() - 3).abs() > 1e-9)
     torch.testing.assert_close(gradient(grad, X)[away], (grad * slope)[away])
+
+
+@triton.jit
+def _erf(X, OUT, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(OUT + i, triton_math.erf(tl.load(X + i)))
+
+
+@triton.jit
+def _activate(X, VALUE, SLOPE, ACT: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    value, slope = ACT(tl.load(X + i))
+    tl.store(VALUE + i, value)
+    tl.store(SLOPE + i, slope)
+
+
+def test_the_kernels_error_function():
+    x = torch.cat([torch.linspace(-10, 10, 4095), torch.tensor([0.0])]).to(DEVICE)
+    out = torch.empty_like(x)
+    _erf[(1,)](x, out, BLOCK=4096)
+    error = (out.double() - torch.erf(x.double())).abs()
+    assert error.max() < 1.3e-7
+    assert out[-1] == 0
+    assert (out[x > 4] == 1).all()
+    assert (out[x < -4] == -1).all()
+
+
+@pytest.mark.parametrize("name", sorted(DEFINITIONS))
+def test_in_the_kernels(name):
+    x = X[X.abs() <= 87].float()
+    x = torch.cat([x, x.new_zeros(4096 - len(x))]).to(DEVICE)
+    value, slope = torch.empty_like(x), torch.empty_like(x)
+    _activate[(1,)](x, value, slope, ACT=triton_activation(name), BLOCK=4096)
+    exact_value, exact_slope = DEFINITIONS[name](x.double())
+    torch.testing.assert_close(value.double(), exact_value, rtol=2e-5, atol=1e-6)
+    torch.testing.assert_close(slope.double(), exact_slope.double(), rtol=2e-5, atol=1e-6)
 
 
 def test_half_precision_is_computed_in_float32():
