@@ -12,6 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels.backends import autocast, check_heads, check_offsets, choose_backend, no_second_derivative, own_precision
 from kernels.packed import check_layout
 from kernels.rote import Rotation, check_rotation, rote
+from kernels.seed_attention import tiled
 from kernels.seed_attention.reference import seed_attention_reference
 
 
@@ -44,19 +45,22 @@ def seed_attention(
     FLOPs forward ``4 · H · D · S · Σ T_b``, see :func:`flops`; backward 2.5 times that.
     """
     seeds, k, v = autocast(seeds, k, v)
+    if seeds.ndim != 3 or 0 in seeds.shape:
+        raise ValueError(f"seeds: shape (S, H, D) with none of them 0 expected, got {(*seeds.shape,)}")
     backend = choose_backend(backend, seeds, "seed_attention")
-    if seeds.ndim != 3:
-        raise ValueError(f"seeds: shape (S, H, D) expected, got {(*seeds.shape,)}")
+    width = seeds.shape[2]
+    if backend == "triton" and width > 256:
+        raise ValueError(f"seeds: backend 'triton' takes heads of up to 256, got {width}; backend 'torch' takes any")
     check_heads("k", k, (None, *seeds.shape[1:]), seeds)
     check_heads("v", v, tuple(k.shape), seeds)
     check_offsets("offsets", offsets, seeds)
-    scale = seeds.shape[2] ** -0.5 if scale is None else scale
+    scale = width**-0.5 if scale is None else scale
     if not scale > 0:
         raise ValueError(f"scale: > 0 expected, got {scale}")
     cos = sin = None
     if rotation is not None:
         check_rotation(rotation, k)
-        # The kernels turn k as they load it; they have no gradient for angles that learn.
+        # The Triton kernels turn k as they load it; they have no gradient for angles that learn.
         if backend == "triton" and not rotation.cos_sin[0].requires_grad:
             cos, sin = rotation.cos_sin
         else:
@@ -73,8 +77,8 @@ def flops(length: int, seeds: int, width: int) -> int:
     return 4 * length * seeds * width
 
 
-def _implementation(backend: str) -> Any:
-    return import_module("kernels.seed_attention.triton" if backend == "triton" else "kernels.seed_attention.tiled")
+def _triton() -> Any:
+    return import_module("kernels.seed_attention.triton")
 
 
 @torch.library.custom_op("kunlun::seed_attention", mutates_args=())
@@ -89,9 +93,12 @@ def _seed_attention(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    """Output, and the logarithm of the sum of exponentials; on the torch backend k is already rotated."""
     check_layout("offsets", offsets, k.shape[0], max_length)
     with own_precision(seeds):
-        return _implementation(backend).forward(seeds, k, v, offsets, cos, sin, max_length, scale)
+        if backend == "triton":
+            return _triton().forward(seeds, k, v, offsets, cos, sin, max_length, scale)
+        return tiled.forward(seeds, k, v, offsets, scale)
 
 
 @torch.library.custom_op("kunlun::seed_attention_backward", mutates_args=())
@@ -110,7 +117,9 @@ def _seed_attention_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with own_precision(seeds):
-        return _implementation(backend).backward(grad, seeds, k, v, out, lse, offsets, cos, sin, max_length, scale)
+        if backend == "triton":
+            return _triton().backward(grad, seeds, k, v, out, lse, offsets, cos, sin, max_length, scale)
+        return tiled.backward(grad, seeds, k, v, out, lse, offsets, scale)
 
 
 @_seed_attention.register_fake
