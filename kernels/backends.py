@@ -88,6 +88,11 @@ def check_offsets(name: str, offsets: Tensor, like: Tensor) -> None:
         raise ValueError(f"{name}: on {like.device} expected, got {offsets.device}")
 
 
+def contiguous_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each with the elements of a head side by side, as every kernel takes them to be."""
+    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+
+
 def triton_target() -> str:
     """The chip that kernels are launched on: "sm_90", "gfx942", …, or "interpreter"."""
     if INTERPRETED:

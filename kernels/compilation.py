@@ -23,52 +23,70 @@ from triton.runtime.jit import JITFunction
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# Bytes a block of threads may use: CUDA C programming guide, technical specifications per compute capability (163 and
-# 227 KB); AMD CDNA3 ISA (64 KB of LDS).
-SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
-# Per multiprocessor: 32-bit registers, threads, shared memory (same source).
-REGISTERS, THREADS, BLOCKS = 65536, 2048, 32
-SHARED_PER_SM = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}
+# Bytes a block of threads may use: CUDA C programming guide, technical specifications per compute capability (163, 99
+# and 227 KB); AMD CDNA3 ISA (64 KB of LDS).
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+TENSOR_MEMORY = 512  # columns, on sm_100
+# Per multiprocessor: 32-bit registers; shared memory, threads and blocks by chip (same source).
+REGISTERS = 65536
+PER_SM = {
+    "sm_80": (164 << 10, 2048, 32),
+    "sm_89": (100 << 10, 1536, 24),
+    "sm_90": (228 << 10, 2048, 32),
+    "sm_100": (228 << 10, 2048, 32),
+}
 
 
 @dataclass(frozen=True)
 class Built:
-    """One kernel, compiled. ``registers`` and ``local_bytes`` (stack and spills) are per thread; None on AMD."""
+    """One kernel, compiled.
+
+    blocks: its block sizes, as BLOCK_M: 64 · registers, local_bytes: of one thread, the latter its stack and spills ·
+    tensor_memory: columns, on sm_100 · products: products of matrices in its source · matmul_instructions: what they
+    became, by instruction.
+    """
 
     name: str
     target: str
+    blocks: dict[str, int]
     warps: int
+    stages: int
     shared_bytes: int
-    registers: int | None
-    local_bytes: int | None
+    registers: int
+    local_bytes: int
+    tensor_memory: int
+    products: int
     matmul_instructions: dict[str, int]
 
     @property
     def blocks_per_sm(self) -> int | None:
-        """How many blocks fit on one multiprocessor by registers, shared memory and threads: a prediction."""
-        if self.registers is None:
+        """How many blocks fit on one multiprocessor by registers, shared memory and threads: a prediction; NVIDIA."""
+        if self.target not in PER_SM:
             return None
+        shared, most_threads, most_blocks = PER_SM[self.target]
         threads = 32 * self.warps
         by_registers = REGISTERS // (-(-self.registers // 8) * 8 * threads)
-        by_shared = SHARED_PER_SM[self.target] // (self.shared_bytes + 1024)  # 1 KB of each block is the system's
-        return min(by_registers, by_shared, THREADS // threads, BLOCKS)
+        by_shared = shared // (self.shared_bytes + 1024)  # 1 KB of each block is the system's
+        return min(by_registers, by_shared, most_threads // threads, most_blocks)
 
 
 class _Driver:
     """What Triton asks of the driver before a kernel is launched."""
 
-    def __init__(self, target: GPUTarget) -> None:
+    def __init__(self, target: str) -> None:
         self._target = target
 
     def get_current_target(self) -> GPUTarget:
-        return self._target
+        return TARGETS[self._target]
 
     def get_current_device(self) -> int:
-        return 0
+        """A number that no GPU has: functions keep what they compiled by it."""
+        return -1 - list(TARGETS).index(self._target)
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -81,21 +99,22 @@ class _Driver:
 def compiling_for(target: str) -> Iterator[list[Built]]:
     """Launches inside compile for ``target`` instead of running; the list fills with what they built.
 
-    RuntimeError in the interpreter, and on a machine whose own GPU Triton has already been asked for.
+    RuntimeError in the interpreter, ValueError for an unknown target.
     """
+    if target not in TARGETS:
+        raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted here and cannot be compiled")
     built: list[Built] = []
     run, active = JITFunction.run, driver._active
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        self.device_caches.clear()  # they are by device number, and every target here is device 0
         compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
         built.append(_describe(compiled, target))
         return compiled
 
     JITFunction.run = compile_only
-    driver.set_active(_Driver(TARGETS[target]))
+    driver.set_active(_Driver(target))
     try:
         yield built
     finally:
@@ -104,17 +123,30 @@ def compiling_for(target: str) -> Iterator[list[Built]]:
 
 
 def _describe(compiled: Any, target: str) -> Built:
-    registers = local = None
+    metadata, source = compiled.metadata, compiled.src
     if "cubin" in compiled.asm:
         registers, local = _resources(compiled.asm["cubin"])
-        code = compiled.asm["ptx"]
-        counts = {
-            name: len(re.findall(rf"\b{name}\b", code)) for name in ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
-        }
+        code, instructions = compiled.asm["ptx"], ["wgmma.mma_async", "tcgen05.mma", "mma.sync"]
     else:
-        counts = {"mfma": len(re.findall(r"\bv_mfma", compiled.asm["amdgcn"]))}
-    metadata = compiled.metadata
-    return Built(metadata.name, target, metadata.num_warps, metadata.shared, registers, local, counts)
+        # The metadata at the end of the assembly, in YAML: LLVM's AMDGPU guide, code object metadata.
+        code, instructions = compiled.asm["amdgcn"], ["v_mfma"]
+        registers, local = (
+            int(re.findall(rf"\.{key}: +(\d+)", code)[-1]) for key in ("vgpr_count", "private_segment_fixed_size")
+        )
+    constants = {source.fn.arg_names[path[0]]: value for path, value in source.constants.items()}
+    return Built(
+        name=metadata.name,
+        target=target,
+        blocks={name: value for name, value in constants.items() if name.startswith("BLOCK_")},
+        warps=metadata.num_warps,
+        stages=metadata.num_stages,
+        shared_bytes=metadata.shared,
+        registers=registers,
+        local_bytes=local,
+        tensor_memory=getattr(metadata, "tmem_size", None) or 0,
+        products=compiled.asm["ttir"].count("tt.dot "),
+        matmul_instructions={name: len(re.findall(rf"\b{name}", code)) for name in instructions},
+    )
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

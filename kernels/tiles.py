@@ -121,8 +121,3 @@ def head_sizes(width: int, rotate: bool) -> dict[str, int | bool]:
         "BLOCK_P": triton.next_power_of_2(max(part, 16)),
         "ROTATE": rotate,
     }
-
-
-def contiguous_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Each with the elements of a head side by side."""
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)

@@ -23,8 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.activations import triton_activation
-from kernels.backends import INTERPRETED, multiprocessors, on_device_of, triton_target
-from kernels.tiles import contiguous_rows, load_rows, store_rows
+from kernels.backends import INTERPRETED, contiguous_rows, multiprocessors, on_device_of, triton_target
+from kernels.tiles import load_rows, store_rows
 
 _RUNTIME = ["kv_tokens", "chunk", "chunks", "blocks", "splits", "group", "left", "right"]
 
@@ -275,12 +275,21 @@ def _backward_kv(
 
 @dataclass(frozen=True)
 class Blocks:
-    """Block sizes of one kernel: query rows, key rows (at most), warps, stages of its pipeline."""
+    """Block sizes of one kernel: query rows, key rows (at most), warps, stages of its pipeline.
+
+    registers: of a thread, at most (NVIDIA). Left to itself, ptxas spills a few to make room for one more block.
+    """
 
     m: int
     n: int
     warps: int
     stages: int
+    registers: int | None = None
+
+    def options(self, target: str) -> dict[str, int]:
+        """What Triton is told beside the block sizes."""
+        chosen = {"num_warps": self.warps, "num_stages": self.stages}
+        return chosen | {"maxnreg": self.registers} if self.registers and target.startswith("sm_") else chosen
 
 
 # The ways to make the gradients, best first; a letter is a gradient (kv: dK and dV in one program). A q beside others
@@ -318,8 +327,11 @@ _HALF: dict[str, dict[int, dict[str, Blocks]]] = {
             "kvq": Blocks(64, 128, 8, 2),
             "kvq, norm": Blocks(32, 128, 8, 2),
             "v": Blocks(64, 256, 8, 2),
+            "v, norm": Blocks(32, 256, 8, 2),
             "kq": Blocks(32, 256, 8, 2),
+            "kq, norm": Blocks(32, 256, 8, 1),
             "kv": Blocks(64, 128, 8, 2),
+            "kv, norm": Blocks(32, 128, 8, 2),
             "kv, window": Blocks(32, 128, 8, 2),
             "q": Blocks(128, 64, 8, 2),
         },
@@ -329,14 +341,17 @@ _HALF: dict[str, dict[int, dict[str, Blocks]]] = {
             "stream": Blocks(128, 64, 8, 2),
             "stream, norm": Blocks(64, 64, 8, 2),
             "kvq": Blocks(32, 128, 8, 1),
+            "kvq, norm": Blocks(16, 128, 8, 1),
             "kv": Blocks(32, 128, 8, 2),
+            "kv, norm": Blocks(32, 128, 8, 1),
             "q": Blocks(128, 64, 8, 2),
+            "q, norm": Blocks(128, 32, 8, 2),
         },
         256: {
             "forward": Blocks(64, 128, 8, 1),
             "stream": Blocks(64, 64, 8, 1),
-            "v": Blocks(32, 128, 8, 1),
-            "k": Blocks(32, 128, 8, 1),
+            "v": Blocks(32, 128, 8, 2),
+            "k": Blocks(32, 128, 8, 2),
             "q": Blocks(128, 32, 8, 1),
         },
     },
@@ -355,6 +370,7 @@ _HALF: dict[str, dict[int, dict[str, Blocks]]] = {
             "kvq": Blocks(64, 64, 8, 1),
             "v": Blocks(64, 256, 8, 1),
             "kq": Blocks(32, 256, 8, 2),
+            "kq, norm": Blocks(32, 256, 8, 1),
             "kv": Blocks(64, 128, 8, 1),
             "q": Blocks(128, 64, 8, 1),
         },
@@ -362,7 +378,7 @@ _HALF: dict[str, dict[int, dict[str, Blocks]]] = {
             "forward": Blocks(64, 128, 8, 1),
             "v": Blocks(64, 64, 8, 1),
             "k": Blocks(64, 64, 8, 1),
-            "q": Blocks(32, 32, 4, 1),
+            "q": Blocks(64, 64, 8, 1),
         },
     },
     "gfx942": {
@@ -389,12 +405,12 @@ _HALF: dict[str, dict[int, dict[str, Blocks]]] = {
 _FLOAT32: dict[int, dict[str, Blocks]] = {
     64: {
         "forward": Blocks(32, 64, 4, 1),
-        "kvq": Blocks(32, 64, 4, 1),
-        "kv": Blocks(16, 64, 4, 1),
-        "q": Blocks(32, 32, 4, 1),
+        "kvq": Blocks(16, 64, 8, 1, 168),
+        "kv": Blocks(16, 64, 8, 1, 128),
+        "q": Blocks(32, 32, 4, 1, 128),
     },
-    128: {"forward": Blocks(32, 32, 4, 1), "kv": Blocks(16, 32, 4, 1), "q": Blocks(32, 32, 4, 1)},
-    256: {"forward": Blocks(16, 16, 4, 1), "kv": Blocks(16, 16, 4, 1), "q": Blocks(16, 16, 4, 1)},
+    128: {"forward": Blocks(32, 32, 4, 1), "kv": Blocks(16, 32, 8, 1, 128), "q": Blocks(32, 32, 4, 1, 128)},
+    256: {"forward": Blocks(16, 16, 4, 1), "kv": Blocks(16, 16, 4, 1, 168), "q": Blocks(16, 16, 4, 1, 128)},
 }
 
 
@@ -490,8 +506,7 @@ class _Problem:
             "PACKED": self.kv_offsets is not None,
             "SHARED": self.kv_index is not None,
             "NORM": self.norm is not None,
-            "num_warps": blocks.warps,
-            "num_stages": blocks.stages,
+            **blocks.options(triton_target()),
         }
 
     def blocks(self, kind: str) -> Blocks | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.backends import contiguous_rows
 from kernels.packed import Piece, pieces_of
 
 # Keys of one piece in bytes, so that all that is made of them stays in a core's caches; more of them if a batch would
@@ -65,7 +66,7 @@ def backward(
 def _prepared(seeds: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Seeds (H, S, D) times ``scale``, k and v; the elements of a head side by side: torch's kernel assumes it."""
     seeds_HSD = (_in_float(seeds) * scale).contiguous().transpose(0, 1)
-    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
+    k, v = contiguous_rows(k, v)
     return seeds_HSD, k, v
 
 

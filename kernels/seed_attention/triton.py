@@ -16,12 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backends import multiprocessors, on_device_of, triton_target
+from kernels.backends import contiguous_rows, multiprocessors, on_device_of, triton_target
 from kernels.rote import triton as rote
 from kernels.tiles import (
     LOG2_E,
     NOWHERE,
-    contiguous_rows,
     dot_parts,
     head_sizes,
     load_parts,
@@ -297,15 +296,6 @@ def _warpgroups(target: str, width: int, seeds: int, few: int) -> Configuration:
     return Configuration(Blocks(64, 32, 8, 2), Blocks(few, 64, 8, 2), last, 128)
 
 
-def _turn(
-    k: Tensor, cos: Tensor | None, sin: Tensor | None, apart: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Keys, and what the kernels have still to turn them by: nothing if it is done ``apart``, beforehand."""
-    if cos is None or sin is None:
-        return k, None, None
-    return (rote.forward(k, cos, sin), None, None) if apart else (k, cos.contiguous(), sin.contiguous())
-
-
 def _launch(blocks: Blocks) -> dict[str, int]:
     return {"BLOCK_S": blocks.seeds, "BLOCK_N": blocks.keys, "num_warps": blocks.warps, "num_stages": blocks.stages}
 
@@ -330,7 +320,7 @@ def forward(
     seeds, k, v = contiguous_rows(seeds, k, v)
     with on_device_of(seeds):
         chosen = configuration(triton_target(), width, seeds.dtype, count)
-        k, cos, sin = _turn(k, cos, sin, width > chosen.widest_turned)
+        (k,), cos, sin = rote.turn_wide(chosen.widest_turned, cos, sin, k)
         programs = batch * heads * triton.cdiv(count, chosen.forward.seeds)
         # From shapes only: who reads lengths waits for the GPU.
         enough = chosen.programs * multiprocessors(seeds.device) // programs
@@ -379,8 +369,7 @@ def backward(
     batch, tokens = offsets.numel() - 1, k.shape[0]
     with on_device_of(seeds):
         chosen = configuration(triton_target(), width, seeds.dtype, count)
-        apart = width > chosen.widest_turned
-        turned, here_cos, here_sin = _turn(k, cos, sin, apart)
+        (turned,), here_cos, here_sin = rote.turn_wide(chosen.widest_turned, cos, sin, k)
         shared = head_sizes(width, here_cos is not None)
         mean = row_dot(grad, out)
         inputs = (grad, seeds, turned, v, here_cos, here_sin, offsets, lse, mean)
@@ -398,6 +387,6 @@ def backward(
         _backward_seeds[(chunks * each,)](
             *inputs, parts, *shape, batch, chunk, *numbers, **shared, **_launch(chosen.seeds)
         )
-        if apart and cos is not None and sin is not None:
+        if cos is not None and sin is not None and here_cos is None:
             dk = rote.forward(dk, cos, -sin)
     return parts.sum(0).to(seeds.dtype), dk, dv

@@ -48,8 +48,8 @@ def window_attention(
     that.
     """
     q, k, v = autocast(q, k, v)
-    if q.ndim != 3:
-        raise ValueError(f"q: shape (N, H, D) expected, got {(*q.shape,)}")
+    if q.ndim != 3 or 0 in q.shape[1:]:
+        raise ValueError(f"q: shape (N, H, D) with H and D ≥ 1 expected, got {(*q.shape,)}")
     backend = choose_backend(backend, q, "window_attention")
     if backend == "torch" and q.device.type != "cpu":
         backend = "reference"  # the fused attention that the torch backend cuts into blocks is a CPU's

@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from kernels.backends import contiguous_rows
 from kernels.packed import Piece, pieces_of
 from kernels.rote import tiled as rote
 
@@ -50,6 +51,7 @@ def forward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Output (N, H, D) and the logarithm of the sum of exponentials (N, H)."""
+    q, k, v = contiguous_rows(q, k, v)
     if cos is not None and sin is not None:
         q, k = rote.forward(q, cos, sin), rote.forward(k, cos, sin)
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
@@ -82,6 +84,7 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q and k (before they were turned) and v."""
+    q, k, v = contiguous_rows(q, k, v)
     if cos is not None and sin is not None:
         q, k = rote.forward(q, cos, sin), rote.forward(k, cos, sin)
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))

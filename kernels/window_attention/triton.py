@@ -16,12 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backends import on_device_of, triton_target
+from kernels.backends import contiguous_rows, on_device_of, triton_target
 from kernels.rote import triton as rote
 from kernels.tiles import (
     LOG2_E,
     NOWHERE,
-    contiguous_rows,
     dot_parts,
     head_sizes,
     load_rows,

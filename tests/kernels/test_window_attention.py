@@ -156,6 +156,23 @@ def test_strided_inputs_and_their_gradients(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_heads_whose_elements_are_apart(backend):
+    inputs = [randn(45, 16, 2, seed=s).float().transpose(1, 2) for s in range(3)]
+    assert not any(x.stride(-1) == 1 for x in inputs)
+    grad, offsets = randn(45, 16, 2).float().transpose(1, 2), layout([5, 40])
+    ours, exact = (with_gradients_of_views(op(offsets, name), inputs, grad) for name in (backend, "reference"))
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def with_gradients_of_views(call, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    """As :func:`with_gradients`, without clones, which would be contiguous."""
+    views = [x.detach().requires_grad_() for x in inputs]
+    out = call(*views)
+    return [out.detach(), *torch.autograd.grad(out, views, grad)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_is_deterministic(backend):
     offsets, inputs = layout([70, 3, 17]), [x.float() for x in qkv(90, 2, 16)]
     ours = op(offsets, backend, rotation=rotation(90, 16))
@@ -239,7 +256,8 @@ X, OFFSETS = torch.zeros(5, 2, 4), torch.tensor([0, 2, 5])
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((X[0], X, X, OFFSETS, 3), {}, r"q: shape \(N, H, D\) expected, got \(2, 4\)"),
+        ((X[0], X, X, OFFSETS, 3), {}, r"q: shape \(N, H, D\) with H and D ≥ 1 expected, got \(2, 4\)"),
+        ((X[..., :0],) * 3 + (OFFSETS, 3), {}, r"q: .* H and D ≥ 1 expected, got \(5, 2, 0\)"),
         ((X, X[..., :2], X, OFFSETS, 3), {}, r"k: shape \(5, 2, 4\) expected, got \(5, 2, 2\)"),
         ((X, X, X.double(), OFFSETS, 3), {}, "v: torch.float32 on cpu expected, got torch.float64"),
         ((X, X.to("meta"), X, OFFSETS, 3), {}, "k: torch.float32 on cpu expected, got torch.float32 on meta"),
