@@ -404,13 +404,21 @@ _HALF: dict[str, dict[int, dict[str, Blocks]]] = {
 # Exact products without tensor cores, the same on every chip.
 _FLOAT32: dict[int, dict[str, Blocks]] = {
     64: {
-        "forward": Blocks(32, 64, 4, 1),
+        "forward": Blocks(32, 64, 8, 1, 128),
         "kvq": Blocks(16, 64, 8, 1, 168),
         "kv": Blocks(16, 64, 8, 1, 128),
         "q": Blocks(32, 32, 4, 1, 128),
     },
-    128: {"forward": Blocks(32, 32, 4, 1), "kv": Blocks(16, 32, 8, 1, 128), "q": Blocks(32, 32, 4, 1, 128)},
-    256: {"forward": Blocks(16, 16, 4, 1), "kv": Blocks(16, 16, 4, 1, 168), "q": Blocks(16, 16, 4, 1, 128)},
+    128: {
+        "forward": Blocks(32, 32, 4, 1, 168),
+        "kv": Blocks(16, 32, 8, 1, 128),
+        "q": Blocks(32, 32, 4, 1, 128),
+    },
+    256: {
+        "forward": Blocks(16, 16, 4, 1, 168),
+        "kv": Blocks(16, 16, 4, 1, 168),
+        "q": Blocks(16, 16, 4, 1, 128),
+    },
 }
 
 

@@ -270,7 +270,7 @@ def configuration(target: str, width: int, dtype: torch.dtype, seeds: int) -> Co
     few = min(max(triton.next_power_of_2(seeds), 16), 32)
     if dtype == torch.float32:
         block = Blocks(32, 32, 4, 2) if width <= 64 else Blocks(32, 32, 8, 2) if width <= 128 else Blocks(16, 16, 8, 1)
-        return Configuration(block, block, block, widest_turned=64)
+        return Configuration(block, block, Blocks(32, 16, 4, 2) if width <= 64 else block, widest_turned=64)
     if target in ("sm_90", "sm_100", "sm_103"):
         return _warpgroups(target, width, seeds, few)
     rows, warps = (32, 2) if seeds <= 32 else (64, 4)
@@ -278,6 +278,8 @@ def configuration(target: str, width: int, dtype: torch.dtype, seeds: int) -> Co
         return Configuration(Blocks(rows, 64, warps, 2), Blocks(few, 64, 4, 2), Blocks(rows, 32, warps, 2), 64)
     if width <= 128:
         return Configuration(Blocks(rows, 32, warps, 2), Blocks(few, 64, 4, 2), Blocks(rows, 32, 4, 2), 64)
+    if target != "sm_80":  # less shared memory
+        return Configuration(Blocks(64, 32, 8, 2), Blocks(16, 64, 8, 1), Blocks(64, 16, 8, 1), 64)
     return Configuration(Blocks(64, 32, 8, 2), Blocks(few, 64, 8, 2), Blocks(64, 32, 8, 2), 64)
 
 
