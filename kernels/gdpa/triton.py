@@ -415,9 +415,9 @@ _FLOAT32: dict[int, dict[str, Blocks]] = {
         "q": Blocks(32, 32, 4, 1, 128),
     },
     256: {
-        "forward": Blocks(16, 16, 4, 1, 168),
+        "forward": Blocks(16, 16, 8, 1, 128),
         "kv": Blocks(16, 16, 4, 1, 168),
-        "q": Blocks(16, 16, 4, 1, 128),
+        "q": Blocks(16, 16, 4, 1, 168),
     },
 }
 
