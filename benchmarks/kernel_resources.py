@@ -291,6 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> str | None:
         report = {
             "benchmark": "kernel_resources",
             "note": "figures of the compiler; blocks per SM are a prediction; nothing was run on a GPU",
+            "cases": "each entry of the tables of block sizes" if args.brief else "all",
             "versions": versions("torch", "triton"),
             "results": records,
         }

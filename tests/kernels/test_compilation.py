@@ -77,8 +77,21 @@ class Compiled:
             assert not [entry for entry in entries(self.target, dtype) if entry not in reached]
 
 
+# The longest first, so that two workers share them evenly.
+class TestSm100(Compiled):
+    target = "sm_100"
+
+
+class TestSm90(Compiled):
+    target = "sm_90"
+
+
 class TestSm80(Compiled):
     target = "sm_80"
+
+
+class TestGfx942(Compiled):
+    target = "gfx942"
 
 
 class TestSm89(Compiled):
@@ -86,18 +99,6 @@ class TestSm89(Compiled):
 
     target = "sm_89"
     dtypes = ("bfloat16",)
-
-
-class TestSm90(Compiled):
-    target = "sm_90"
-
-
-class TestSm100(Compiled):
-    target = "sm_100"
-
-
-class TestGfx942(Compiled):
-    target = "gfx942"
 
 
 def test_no_target_is_left_out() -> None:
