@@ -5,7 +5,7 @@ spills), shared memory, the instructions that multiply matrices, and how many bl
 last one is a **prediction** of occupancy from the first ones; nothing here runs on a GPU. Ends with an error if a
 kernel does not fit its chip or is not what was chosen for it; see :func:`problems`.
 
-All of it takes about an hour of one core the first time; then Triton has it in its cache. ``--brief`` compiles each
+All of it takes long the first time; then Triton has it in its cache. ``--brief`` compiles each
 entry of the tables of block sizes once, at the widest head it serves: what `tests/kernels/test_compilation.py` does.
 """
 
