@@ -62,7 +62,7 @@ def forward(
             keys, values = k_bHPD[:, :, block.strip], v_bHPD[:, :, block.strip]
             attended, lse_bHc = _attend(q_bHPD[:, :, block.rows], keys, values, attn_mask=block.bias, scale=scale)
             out_bPHD[:, block.rows] = _by_head(attended)
-            lse_bPH[:, block.rows] = lse_bHc.transpose(1, 2)
+            lse_bPH[:, block.rows] = _by_head(lse_bHc)
         piece.write(out, out_bPHD)
         piece.write(lse, lse_bPH)
     return out, lse

@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.kernel_resources import OPS, problems
 from kernels.compilation import TARGETS, compiling_for
-from kernels.gdpa import triton as gdpa
+from kernels.gdpa import blocks as gdpa
 from kernels.window_attention import triton as window_attention
 
 ROOT = Path(__file__).resolve().parents[2]
