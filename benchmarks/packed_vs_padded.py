@@ -148,7 +148,7 @@ def case(args: argparse.Namespace, cut: str, batch_size: int) -> dict[str, Any]:
     if not schema.events or not all(event.timestamps for event in schema.events):
         raise SystemExit(f"{args.path} ({schema.name}) has no histories with times: pass a prepared UserBehavior")
     split = PreparedSplit(args.path, schema, "train", share_histories=False)
-    longest = int(split.columns.take("pointers", np.arange(len(split))).max())
+    longest = int(split.columns.take("pointers", split.columns.locate(np.arange(len(split)))).max())
     max_length = longest if cut == UNCUT else int(cut)
     split = PreparedSplit(args.path, schema.with_max_length(max_length), "train", share_histories=False)
     order = iter(BatchOrder(len(split), batch_size, shuffle=True, seed=0, drop_last=True))

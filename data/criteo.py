@@ -81,10 +81,10 @@ def prepare(raw: Path, out: Path, options: CriteoOptions = CriteoOptions()) -> F
 
 def _build(workspace: Workspace, options: CriteoOptions) -> FeatureSchema:
     raw = stage(workspace, LAYOUT, workspace.sources)
-    require(raw, _checks(raw.table))
+    raw = require(workspace, raw, _checks(raw.table))
     rows = workspace.view(typed(raw.table, options.buckets), "typed")
     train_end, valid_end, test_end = split_ends(raw, options)
-    workspace.counts.update(input_rows=raw.rows, unused_rows=raw.rows - test_end)
+    workspace.counts["unused_rows"] = raw.rows - test_end
     workspace.say(f"checked; the first {train_end:,} rows are the train split")
 
     train = rows.filter(rows[ROW] <= train_end)

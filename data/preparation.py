@@ -1,8 +1,8 @@
 """The life of one preparation: raw files in; one complete directory out, or a clear error and nothing.
 
 A data set's module says what its rows mean; here is what all of them share: the list of data sets, the error class,
-the engine that runs the Ibis expressions, provenance, and the promise that a half-written output never has its final
-name. Importing this file is cheap: the engine and torch are loaded when a preparation starts.
+the options, provenance, and the promise that a half-written output never has its final name. Importing this file is
+cheap: the engine and torch are loaded when a preparation starts.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
     import pyarrow as pa
-    from ibis.backends.duckdb import Backend
 
+    from data.engine import Engine
     from data.prepared import PreparedWriter
+    from data.rejects import Rejects
     from kunlun.features import FeatureSchema
 
-PREPARATION_VERSION = 1  # raised when the same source and options give other rows than before
-BATCH_ROWS = 131_072
+PREPARATION_VERSION = 2  # raised when the same source and options give other rows than before
 
 
 class DataError(ValueError):
@@ -48,6 +48,9 @@ class DataSet:
 
 
 DATASETS = {
+    "taobao": DataSet(
+        "data.taobao", "TaobaoOptions", "Taobao display ads (Ali_Display_Ad_Click): the folder of its four files"
+    ),
     "criteo": DataSet("data.criteo", "CriteoOptions", "Criteo Kaggle train.txt or 1 TB day_* files (tabs, no header)"),
     "userbehavior": DataSet(
         "data.userbehavior", "UserBehaviorOptions", "Taobao UserBehavior.csv: next-click prediction from event logs"
@@ -60,14 +63,20 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class PreparationOptions:
-    """What every preparation can be told; none of these three changes the prepared rows."""
+    """What every preparation can be told."""
 
     overwrite: bool = False
     """Replace a prepared data set that is already at the output path."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A bad row ends the preparation, or is left out, counted and written to rejected.csv with the reason."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What computes: DuckDB in this process, or Spark, for more than one machine; both give the same rows."""
+    spark_master: str = "local[*]"
+    """With engine spark: its master, such as spark://host:7077, which must see --raw and --out under the same paths."""
     memory_limit: str = "1GB"
-    """What the engine may hold in memory before it spills to disk beside the output."""
+    """What the engine may hold in memory before it spills to disk beside the output (spark: of its driver)."""
     threads: int = 0
-    """Threads of the engine; 0 = one per core."""
+    """Threads of the engine on this machine; 0 = one per core."""
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -77,55 +86,52 @@ class PreparationOptions:
 
     def defining(self) -> dict[str, Any]:
         """The options that decide what the prepared rows are."""
-        neutral = {f.name for f in fields(PreparationOptions)}
+        neutral = {f.name for f in fields(PreparationOptions)} - {"on_bad_row"}
         return {key: value for key, value in asdict(self).items() if key not in neutral}
 
 
 @dataclass
 class Workspace:
-    """What a data set's builder works with; it lives in the partial output directory.
+    """What a data set's builder works with; ``directory`` is for intermediate files.
 
     ``counts`` and ``statistics`` end up in the schema's provenance.
     """
 
     sources: Sequence[Path]
-    connection: Backend
+    engine: Engine
     directory: Path
     writer: PreparedWriter
+    rejects: Rejects
     counts: dict[str, int] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def connection(self) -> Any:
+        """The Ibis backend."""
+        return self.engine.connection
 
     def say(self, message: str) -> None:
         """One line of progress with the seconds since the start."""
         print(f"[{time.monotonic() - self.started:7.1f} s] {message}", flush=True)
 
     def save(self, table: ir.Table, name: str) -> ir.Table:
-        """Run ``table`` once and read it from a temporary Parquet file from then on."""
-        path = self.directory / f"{name}.parquet"
-        self.connection.to_parquet(table, path)
-        return self.connection.read_parquet(path)
+        """Run ``table`` once and read it from temporary Parquet files from then on."""
+        return self.engine.save(table, name)
 
     def view(self, table: ir.Table, name: str) -> ir.Table:
         """Give ``table`` a name in the engine, not run yet: what builds on it compiles faster."""
-        return self.connection.create_view(name, table)
+        return self.engine.view(table, name)
 
     def batches(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
         """Stream the rows of an ordered ``table``."""
-        # Not table.to_pyarrow_batches: Ibis 12 calls a method for it that DuckDB 2 no longer has.
-        yield from self.connection.con.sql(self.connection.compile(table)).to_arrow_reader(BATCH_ROWS)
+        return self.engine.batches(table)
 
     def batches_by_range(
         self, table: ir.Table, order: Sequence[str], start: int, stop: int, step: int
     ) -> Iterator[pa.RecordBatch]:
-        """Stream the rows with start <= order[0] < stop, sorted by the columns ``order``.
-
-        One query per ``step`` values of order[0]: sorting needs memory for one step, not for the table.
-        """
-        column = table[order[0]]
-        for low in range(start, stop, step):
-            part = table.filter(column >= low, column < min(low + step, stop))
-            yield from self.batches(part.order_by(list(order)))
+        """Stream the rows with start <= order[0] < stop, sorted by the columns ``order``, ``step`` at a time."""
+        return self.engine.batches_by_range(table, order, start, stop, step)
 
 
 def count_rows(table: ir.Table) -> int:
@@ -144,9 +150,9 @@ def prepare_dataset(
     The same sources and options again: says so and returns the schema that is there.
     DataError: ``out`` is taken by anything else, or the sources are bad; nothing is left at ``out`` then.
     """
-    import duckdb
-
+    from data.engine import open_engine
     from data.prepared import PreparedWriter
+    from data.rejects import Rejects
 
     out = Path(out)
     started = time.monotonic()
@@ -164,8 +170,9 @@ def prepare_dataset(
         scratch = partial / "scratch"
         scratch.mkdir()
         writer = PreparedWriter(partial, fingerprint)
-        with _engine(scratch, options) as connection:
-            workspace = Workspace(sources, connection, scratch, writer, started=started)
+        rejects = Rejects(partial, options.on_bad_row == "skip")
+        with open_engine(scratch, options) as engine, closing(rejects):
+            workspace = Workspace(sources, engine, scratch, writer, rejects, started=started)
             workspace.say(f"{name}: {', '.join(str(path) for path in sources)}")
             draft = build(workspace)
         shutil.rmtree(scratch)
@@ -182,32 +189,12 @@ def prepare_dataset(
         _publish(partial, out)
     except OSError as error:
         raise DataError(f"{out} could not be written: {error}") from error
-    except duckdb.OutOfMemoryException as error:
-        raise DataError(
-            f"{out} was not written: the engine needs more than {options.memory_limit} of memory, or the disk is full; "
-            f"raise --memory_limit or give --threads a smaller number ({error})"
-        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     rates = ", ".join(f"{task.name} {task.train_rate:.4f}" for task in schema.tasks)
     rows = ", ".join(f"{split} {count:,}" for split, count in schema.rows.items())
     workspace.say(f"done: {out} · rows: {rows} · training rate: {rates}")
     return schema
-
-
-@contextmanager
-def _engine(scratch: Path, options: PreparationOptions) -> Iterator[Backend]:
-    """Embedded DuckDB, bounded in memory, spilling into ``scratch``."""
-    import ibis
-
-    settings: dict[str, Any] = {"memory_limit": options.memory_limit, "temp_directory": str(scratch / "spill")}
-    if options.threads:
-        settings["threads"] = options.threads
-    connection = ibis.duckdb.connect(**settings)
-    try:
-        yield connection
-    finally:
-        connection.disconnect()
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A data set streams record batches with one column per value, named as below; her
     request_time  user  history  weight  key
 
     DIR/schema.json                       the FeatureSchema
-    DIR/<split>/data-*.arrow              Arrow streams that Hugging Face ``datasets.load_from_disk`` opens
+    DIR/<split>/data-*.arrow              Arrow streams of one record batch each; ``datasets.load_from_disk`` opens them
     DIR/histories/<event>.arrow           one record batch: the event type's columns, sorted by (history, time)
     DIR/histories/<event>.offsets.arrow   history h = rows offset[h]:offset[h + 1]
 """
@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 
 from data.preparation import DataError
+from data.spool import Spool
 from kunlun.features import SCHEMA_FILE, TIME, EventType, FeatureSchema, Table
 
 SPLITS = ("train", "valid", "test")
-MAX_BATCH_ROWS = 1_048_576
-SHARD_BYTES = 512 * 1024**2
+SHARD_BYTES = 4 * 1024**3
 INT32_ROWS = 2**31
 
 
@@ -62,16 +62,15 @@ class PreparedWriter:
         def packed() -> Iterator[pa.RecordBatch]:
             nonlocal labels, pointers, rows
             for batch in batches:
-                for start in range(0, batch.num_rows, MAX_BATCH_ROWS):
-                    part = batch.slice(start, MAX_BATCH_ROWS)
-                    labels += [_numbers(part, f"label:{task.name}").sum() for task in schema.tasks]
-                    pointers += [_numbers(part, f"pointer:{event.name}").sum() for event in schema.events]
-                    rows += part.num_rows
-                    yield _pack(part, schema)
+                if batch.num_rows:
+                    labels += [_numbers(batch, f"label:{task.name}").sum() for task in schema.tasks]
+                    pointers += [_numbers(batch, f"pointer:{event.name}").sum() for event in schema.events]
+                    rows += batch.num_rows
+                    yield _pack(batch, schema)
 
         if split != "train" and self._columns is None:
             raise RuntimeError(f"{schema.name}: {split} cannot be written before train")
-        self._columns, files = _write_shards(directory, self._columns, _coalesce(packed()))
+        self._columns, files = _write_shards(directory, self._columns, packed())
         if self._columns is None:
             raise DataError(
                 f"{schema.name}: the train split is empty; the source has too few usable rows, "
@@ -96,30 +95,19 @@ class PreparedWriter:
         if event.timestamps:
             types[TIME] = pa.int64()
         lengths = np.zeros(histories, np.int64)
-        spools = {name: directory / f"{event.name}.{name}.spool" for name in types}
-        files = {name: path.open("wb") for name, path in spools.items()}
+        spool = Spool(directory, event.name, pa.schema(list(types.items())))
         last = (-1, 0)
-        try:
-            for batch in batches:
-                history = _numbers(batch, "history")
-                last = _check_sorted(history, _numbers(batch, TIME) if event.timestamps else None, last, event.name)
-                lengths += np.bincount(history, minlength=histories)
-                for f in event.fields:
-                    _check_ids(_numbers(batch, f.name), tables[f.table], f.name)
-                for name, kind in types.items():
-                    files[name].write(_numbers(batch, name).astype(kind.to_pandas_dtype()).tobytes())
-        finally:
-            for file in files.values():
-                file.close()
-        # One record batch makes every column one contiguous map; the spools are mapped, never loaded.
-        count = int(lengths.sum())
-        columns = [_mapped(spools[name], kind, count) for name, kind in types.items()]
-        _write_one_batch(directory / f"{event.name}.arrow", dict(zip(types, columns, strict=True)))
+        for batch in batches:
+            history = _numbers(batch, "history")
+            last = _check_sorted(history, _numbers(batch, TIME) if event.timestamps else None, last, event.name)
+            _count(lengths, history)
+            for f in event.fields:
+                _check_ids(_numbers(batch, f.name), tables[f.table], f.name)
+            spool.append([pa.array(_numbers(batch, name), kind) for name, kind in types.items()])
+        count = spool.rows
+        spool.write(directory / f"{event.name}.arrow", "file")
         offsets = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
         _write_one_batch(directory / f"{event.name}.offsets.arrow", {"offset": pa.array(offsets)})
-        del columns
-        for path in spools.values():
-            path.unlink()
         return count
 
     def finish(self, schema: FeatureSchema, provenance: dict[str, Any]) -> FeatureSchema:
@@ -172,7 +160,8 @@ def _pack(batch: pa.RecordBatch, schema: FeatureSchema) -> pa.RecordBatch:
     if "weight" in batch.schema.names:
         columns["weight"] = _vector(batch, "weight", pa.float32())
     if "key" in batch.schema.names:
-        columns["key"] = batch.column("key")
+        key = batch.column("key")
+        columns["key"] = key.cast(pa.large_string()) if pa.types.is_string(key.type) else key
     return pa.RecordBatch.from_pydict(columns)
 
 
@@ -216,51 +205,44 @@ def _check_sorted(history: np.ndarray, time: np.ndarray | None, last: tuple[int,
     return int(history[-1]), int(time[-1])
 
 
-def _mapped(path: Path, kind: pa.DataType, count: int) -> pa.Array:
-    if count == 0:
-        return pa.array([], kind)
-    with pa.memory_map(str(path)) as file:
-        return pa.Array.from_buffers(kind, count, [None, file.read_buffer()])
-
-
 def _write_one_batch(path: Path, columns: dict[str, pa.Array]) -> None:
     batch = pa.RecordBatch.from_pydict(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
 
 
-def _coalesce(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Few large batches instead of many small ones: a reader's work per batch grows with their number."""
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        if held and sum(b.num_rows for b in held) + batch.num_rows > MAX_BATCH_ROWS:
-            yield pa.concat_batches(held)
-            held = []
-        held.append(batch)
-    if held:
-        yield pa.concat_batches(held)
+def _count(lengths: np.ndarray, history: np.ndarray) -> None:
+    """Add how often each history occurs; sorted, so only the histories of this batch are touched."""
+    if history.size:
+        first = int(history[0])
+        seen = np.bincount(history - first)
+        lengths[first : first + seen.size] += seen
 
 
 def _write_shards(
     directory: Path, columns: pa.Schema | None, batches: Iterable[pa.RecordBatch]
 ) -> tuple[pa.Schema | None, list[str]]:
-    """Arrow stream files of about SHARD_BYTES. ``columns``: those of train, None while train itself is written.
+    """Arrow stream files of about SHARD_BYTES, one record batch each. ``columns``: those of train, None for train.
 
     A split without rows gets one file with the columns alone, so that it opens too.
     """
     paths: list[Path] = []
-    rest = iter(batches)
-    batch = next(rest, None)
-    if columns is None and batch is not None:
-        columns = batch.schema
-    while batch is not None or (columns is not None and not paths):
-        paths.append(directory / f"{len(paths)}.shard")
-        with pa.OSFile(str(paths[-1]), "wb") as sink, pa.ipc.new_stream(sink, columns) as writer:
-            while batch is not None:
-                writer.write_batch(batch)
-                batch = next(rest, None)
-                if sink.tell() >= SHARD_BYTES:
-                    break
+    spool: Spool | None = None
+
+    def close() -> None:
+        if spool is not None:
+            paths.append(directory / f"{len(paths)}.shard")
+            spool.write(paths[-1], "stream")
+
+    for batch in batches:
+        columns = columns or batch.schema
+        if spool is None or spool.bytes >= SHARD_BYTES:
+            close()
+            spool = Spool(directory, "shard", columns)
+        spool.append(batch.cast(columns).columns)
+    if spool is None and columns is not None:
+        spool = Spool(directory, "shard", columns)
+    close()
     names = [f"data-{i:05d}-of-{len(paths):05d}.arrow" for i in range(len(paths))]
     for path, name in zip(paths, names, strict=True):
         path.rename(directory / name)

@@ -1,4 +1,4 @@
-"""Raw text files: find them, stage them as Parquet, and refuse bad ones naming file, line and column.
+"""Raw text files: find them, stage them as Parquet, and refuse bad rows naming file, line and column.
 
 Staging keeps every value as the text it was and numbers the rows in the order of the files, so that preparation
 needs one pass over the compressed text and no engine's idea of row order.
@@ -8,41 +8,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from operator import or_
+from operator import and_
 from pathlib import Path
 
+import ibis
 import ibis.expr.types as ir
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from data.preparation import DataError, Workspace
+from data.lines import Block, read_lines
+from data.preparation import DataError, Workspace, count_rows
+from data.rejects import column_name
 
-ROW = "row"  # 1-based number of the data row over all source files; the line number where one file has no header
+ROW = "row"  # 1-based number of the data row over all source files, bad rows counted too
 COMPRESSIONS = ("", ".gz", ".zst")
-BLOCK_BYTES = 16 * 1024**2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a line looks like: the columns, what parts them, and whether the first line names them."""
+    """What a line looks like: the columns, what parts them, whether the first line names them, what means missing."""
 
     columns: tuple[str, ...]
     delimiter: str
     header: bool = False
+    missing: tuple[str, ...] = ("",)
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Staged rows: ``table`` has ``row`` and the layout's columns as strings, null where the text is empty."""
+    """Staged rows: ``table`` has ``row`` and the layout's columns as strings, null where the value is missing.
 
+    rows: of the source, bad ones included · files: each file and its number of rows, in order.
+    """
+
+    name: str
     table: ir.Table
     rows: int
     layout: Layout
-    files: tuple[tuple[Path, int], ...]  # each file and its number of rows, in order
+    files: tuple[tuple[Path, int], ...]
 
     def place(self, row: int) -> tuple[Path, int]:
         """The file and the line (from 1) of a row."""
@@ -83,43 +89,68 @@ def find_sources(raw: Path, names: Sequence[str]) -> list[Path]:
 
 
 def stage(workspace: Workspace, layout: Layout, sources: Sequence[Path], name: str = "raw") -> Raw:
-    """Read ``sources`` once into Parquet. DataError: empty, truncated, wrong header or wrong number of columns."""
+    """Read ``sources`` once into Parquet; lines that cannot be parted into columns are bad rows.
+
+    DataError: a bad row, unless they are skipped; no rows; truncated; wrong header.
+    """
     schema = pa.schema([(ROW, pa.int64()), *((column, pa.string()) for column in layout.columns)])
     path = workspace.directory / f"{name}.parquet"
     rows, files = 0, []
     with pa.parquet.ParquetWriter(path, schema) as writer:
         for source in sources:
-            before = rows
-            for batch in _read(source, layout):
-                numbers = pa.array(np.arange(rows + 1, rows + 1 + batch.num_rows))
-                writer.write_batch(pa.RecordBatch.from_arrays([numbers, *batch.columns], schema=schema))
-                rows += batch.num_rows
-            if rows == before:
-                raise DataError(f"{source}: there are no rows in it; is the download complete?")
+            before, good = rows, 0
+            for block in _data_lines(source, layout):
+                for bad in block.bad:
+                    column = column_name(layout.columns, bad.column)
+                    workspace.rejects.add(name, source, bad.line, column, bad.reason, bad.text)
+                good += block.lines.size
+                rows += block.lines.size + len(block.bad)
+                if block.lines.size:
+                    numbers = pa.array(block.lines - layout.header + before)
+                    writer.write_batch(pa.RecordBatch.from_arrays([numbers, *_part(block, layout)], schema=schema))
+            if not good:
+                lines = f"none of its {rows - before:,} rows is good" if rows > before else "there are no rows in it"
+                raise DataError(f"{source}: {lines}; is the download complete?")
             files.append((source, rows - before))
-    workspace.say(f"read {rows:,} rows")
-    return Raw(workspace.connection.read_parquet(path), rows, layout, tuple(files))
+    workspace.counts[_count(name, "input_rows")] = rows
+    workspace.say(f"read {rows:,} rows of {', '.join(path.name for path in sources)}")
+    return Raw(name, workspace.connection.read_parquet(path), rows, layout, tuple(files))
 
 
-def require(raw: Raw, checks: Sequence[Check]) -> None:
-    """DataError about the first row that fails any of ``checks``."""
-    fails = [~check.passes.fill_null(False) for check in checks]
-    bad = raw.table.filter(reduce(or_, fails))
-    summary = bad.aggregate(rows=bad.count(), first=bad[ROW].min()).to_pyarrow().to_pylist()[0]
-    if not summary["rows"]:
-        return
-    flags = {f"fails{i}": fail for i, fail in enumerate(fails)}
-    record = raw.table.mutate(**flags).filter(raw.table[ROW] == summary["first"]).to_pyarrow().to_pylist()[0]
-    check = next(check for i, check in enumerate(checks) if record[f"fails{i}"])
-    path, line = raw.place(summary["first"])
-    value = record[check.column]
-    found = "nothing" if value is None else repr(value if len(value) <= 60 else value[:57] + "…")
-    more = f" ({summary['rows'] - 1:,} more rows are bad)" if summary["rows"] > 1 else ""
-    raise DataError(
-        f"{path}, line {line}, column {raw.layout.columns.index(check.column) + 1} ({check.column}): "
-        f"expected {check.expected}, found {found}{more}; "
-        "correct or remove the row, or download the file again"
-    )
+def require(workspace: Workspace, raw: Raw, checks: Sequence[Check]) -> Raw:
+    """The rows that pass all ``checks``. DataError about the first that fails any, unless bad rows are skipped."""
+    passes = [check.passes.fill_null(False) for check in checks]
+    failed = ibis.cases(*((~ok, i) for i, ok in enumerate(passes)), else_=-1)
+    bad = raw.table.mutate(failed=failed).filter(lambda t: t.failed >= 0).order_by(ROW)
+    if workspace.rejects.skip:
+        records = (record for batch in workspace.batches(bad) for record in batch.to_pylist())
+        others = 0
+    else:
+        records = iter(first := bad.limit(1).to_pyarrow().to_pylist())
+        others = count_rows(bad) - 1 if first else 0
+    for record in records:
+        check = checks[record["failed"]]
+        value = record[check.column]
+        found = "nothing" if value is None else repr(value if len(value) <= 60 else value[:57] + "…")
+        path, line = raw.place(record[ROW])
+        workspace.rejects.add(
+            raw.name,
+            path,
+            line,
+            column_name(raw.layout.columns, raw.layout.columns.index(check.column) + 1),
+            f"expected {check.expected}, found {found}",
+            raw.layout.delimiter.join(record[column] or "" for column in raw.layout.columns),
+            f" ({others:,} more rows are bad)" if others else "",
+        )
+    if not workspace.rejects.skip:
+        return raw
+    rejected = workspace.rejects.counts.get(raw.name, 0)
+    workspace.counts[_count(raw.name, "rejected_rows")] = rejected
+    if rejected == raw.rows:
+        raise DataError(f"{raw.files[0][0]}: all {rejected:,} rows are bad, so none is left; is this the right file?")
+    if rejected:
+        workspace.say(f"rejected {rejected:,} of {raw.rows:,} rows of {raw.name}, see {workspace.rejects.path.name}")
+    return replace(raw, table=workspace.view(raw.table.filter(reduce(and_, passes)), f"good_{raw.name}"))
 
 
 def is_integer(column: ir.StringValue, allow_negative: bool = True) -> ir.BooleanValue:
@@ -129,72 +160,52 @@ def is_integer(column: ir.StringValue, allow_negative: bool = True) -> ir.Boolea
 
 def is_finite_number(column: ir.StringValue) -> ir.BooleanValue:
     """Whether the text is a decimal number: 'nan' and 'inf' are not."""
-    return column.re_search(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?$")
+    return column.re_search(r"^[-+]?([0-9]{1,200}\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?$")
 
 
-def _read(source: Path, layout: Layout) -> Iterator[pa.RecordBatch]:
-    options = {
-        "read_options": pa.csv.ReadOptions(
-            column_names=layout.columns, block_size=BLOCK_BYTES, skip_rows=int(layout.header)
-        ),
-        "parse_options": pa.csv.ParseOptions(
-            delimiter=layout.delimiter, quote_char=False, newlines_in_values=False, ignore_empty_lines=False
-        ),
-        "convert_options": pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(layout.columns, pa.string()), null_values=[""], strings_can_be_null=True
-        ),
-    }
-    try:
-        if layout.header:
-            _check_header(source, layout)
-        with pa.input_stream(str(source), compression="detect") as stream:
-            yield from pa.csv.open_csv(stream, **options)
-    except pa.ArrowInvalid as error:
-        raise DataError(_explain(source, layout, error)) from error
-    except OSError as error:
-        raise DataError(f"{source}: the compressed file is truncated or damaged ({error}); fetch it again") from error
+def _count(name: str, what: str) -> str:
+    """Counts carry the name of their source, unless it is the only one."""
+    return what if name == "raw" else f"{name}_{what}"
 
 
-def _check_header(source: Path, layout: Layout) -> None:
-    _, first = next(_lines(source), (1, b""))
-    names = [name.strip() for name in first.decode("utf-8", "replace").split(layout.delimiter)]
+def _data_lines(source: Path, layout: Layout) -> Iterator[Block]:
+    """The blocks of lines behind the header, which is checked."""
+    blocks = read_lines(source, layout.delimiter, len(layout.columns))
+    if layout.header:
+        first = next(blocks, None)
+        if first is None:
+            raise DataError(f"{source}: there are no rows in it; is the download complete?")
+        if first.bad and first.bad[0].line == 1:
+            _check_header(source, layout, first.bad[0].text)
+        end = first.text.find(b"\n") + 1
+        _check_header(source, layout, first.text[:end].decode("utf-8"))
+        yield Block(first.text[end:], first.lines[1:], first.bad)
+    yield from blocks
+
+
+def _check_header(source: Path, layout: Layout, line: str) -> None:
+    names = [name.strip() for name in line.split(layout.delimiter)]
     if names != list(layout.columns):
         wrong = next((i for i, pair in enumerate(zip(names, layout.columns, strict=False)) if pair[0] != pair[1]), None)
-        detail = f"{len(names)} names" if wrong is None else f"{names[wrong]!r} as column {wrong + 1}"
+        detail = f"{len(names)} names" if wrong is None else f"{names[wrong][:60]!r} as column {wrong + 1}"
         raise DataError(
             f"{source}, line 1: the header must be {layout.delimiter.join(layout.columns)} "
             f"({len(layout.columns)} names) but has {detail}"
         )
 
 
-def _explain(source: Path, layout: Layout, error: Exception) -> str:
-    """Find the line that the fast reader refused; slow, but only failures come here."""
-    expected = len(layout.columns)
-    number = 0
-    for number, line in _lines(source):
-        try:
-            found = line.decode("utf-8").count(layout.delimiter) + 1
-        except UnicodeDecodeError as problem:
-            column = line[: problem.start].count(layout.delimiter.encode()) + 1
-            return f"{source}, line {number}, column {column}: the text is not UTF-8; is this the right file?"
-        if found != expected and line:
-            return (
-                f"{source}, line {number}: expected {expected} columns parted by {layout.delimiter!r}, found {found}; "
-                "correct or remove the line, or download the file again"
-            )
-    if number <= layout.header:
-        return f"{source}: there are no rows in it; is the download complete?"
-    return f"{source}: {error}"
-
-
-def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line without its end)."""
-    number, rest = 0, b""
-    with pa.input_stream(str(source), compression="detect") as stream:
-        while chunk := stream.read(1 << 20):
-            *complete, rest = (rest + chunk).split(b"\n")
-            for line in complete:
-                number += 1
-                yield number, line.rstrip(b"\r")
-    if rest:
-        yield number + 1, rest.rstrip(b"\r")
+def _part(block: Block, layout: Layout) -> list[pa.Array]:
+    """The columns of the block's lines."""
+    table = pa.csv.read_csv(
+        pa.BufferReader(block.text),
+        pa.csv.ReadOptions(column_names=layout.columns, block_size=len(block.text) + 1),
+        pa.csv.ParseOptions(
+            delimiter=layout.delimiter, quote_char=False, newlines_in_values=False, ignore_empty_lines=False
+        ),
+        pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(layout.columns, pa.string()),
+            null_values=list(layout.missing),
+            strings_can_be_null=True,
+        ),
+    )
+    return table.combine_chunks().to_batches()[0].columns

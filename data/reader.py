@@ -5,6 +5,7 @@ Nothing is read before it is asked for, so opening costs the same whatever the s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -38,32 +39,48 @@ def _flat(array: pa.Array) -> np.ndarray:
     return array.to_numpy(zero_copy_only=True)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Rows of a batch that lie in one file: ``out`` where they stand in the batch, ``rows`` where in the file."""
+
+    file: int
+    out: np.ndarray
+    rows: np.ndarray
+
+
 class Columns:
-    """The columns of one split over all its record batches, gathered by row number."""
+    """The columns of one split over all its files, gathered by row number."""
 
     def __init__(self, directory: Path) -> None:
         files = sorted(directory.glob("*.arrow"))
         if not files:
             raise FileNotFoundError(f"{directory} holds no *.arrow file: the data set is incomplete; prepare it again")
-        batches = [b for f in files for b in pa.ipc.open_stream(pa.memory_map(str(f))) if b.num_rows]
+        batches = [b for f in files for b in pa.ipc.open_stream(pa.memory_map(str(f)))]
         self.first = np.cumsum([0, *(b.num_rows for b in batches)])
         self.rows = int(self.first[-1])
         self._batches = batches
         self.names = pa.ipc.open_stream(pa.memory_map(str(files[0]))).schema.names
         self._views: dict[str, list[np.ndarray]] = {}
 
-    def take(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """(len(rows), …)."""
+    def locate(self, rows: np.ndarray) -> list[Place]:
+        """Where the rows lie, worked out once for all columns of a batch."""
+        if len(self._batches) == 1:
+            return [Place(0, np.arange(rows.size), rows)]
+        file = np.searchsorted(self.first, rows, side="right") - 1
+        order = np.argsort(file, kind="stable")
+        cuts = np.flatnonzero(np.diff(file[order])) + 1
+        return [Place(int(file[o[0]]), o, rows[o] - self.first[file[o[0]]]) for o in np.split(order, cuts) if o.size]
+
+    def take(self, name: str, places: list[Place]) -> np.ndarray:
+        """(rows, …)."""
         if name not in self._views:
             self._views[name] = [_flat(b.column(name)) for b in self._batches]
         views = self._views[name]
-        if len(views) == 1:
-            return views[0][rows]
-        part = np.searchsorted(self.first, rows, side="right") - 1
-        out = np.empty((len(rows), *views[0].shape[1:]), views[0].dtype)
-        for i in np.unique(part):
-            here = part == i
-            out[here] = views[i][rows[here] - self.first[i]]
+        if len(places) == 1:
+            return views[places[0].file][places[0].rows]
+        out = np.empty((sum(p.out.size for p in places), *views[0].shape[1:]), views[0].dtype)
+        for place in places:
+            out[place.out] = views[place.file][place.rows]
         return out
 
     def take_lists(self, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,16 +149,17 @@ class PreparedSplit(Dataset[Batch]):
         """``rows`` (B,) int64, any order → Batch."""
         columns, schema = self.columns, self.schema
         rows = np.asarray(rows, np.int64)
+        places = columns.locate(rows)
         has = set(columns.names)
 
         def matrix(name: str, width: int, dtype: type) -> Tensor:
-            return to_tensor(columns.take(name, rows) if width else np.zeros((len(rows), 0)), dtype)
+            return to_tensor(columns.take(name, places) if width else np.zeros((len(rows), 0)), dtype)
 
         def vector(name: str, dtype: type = np.int64) -> Tensor | None:
-            return to_tensor(columns.take(name, rows), dtype) if name in has else None
+            return to_tensor(columns.take(name, places), dtype) if name in has else None
 
         request_time = vector("request_time")
-        events, history = self._events(rows, request_time) if schema.events else ({}, None)
+        events, history = self._events(places, request_time) if schema.events else ({}, None)
         return Batch(
             labels=matrix("labels", len(schema.tasks), np.float32),
             dense=matrix("dense", len(schema.dense), np.float32),
@@ -165,10 +183,10 @@ class PreparedSplit(Dataset[Batch]):
         return Jagged(to_tensor(values, np.int64), to_tensor(offsets, np.int64), longest)
 
     def _events(
-        self, rows: np.ndarray, request_time: Tensor | None
+        self, places: list[Place], request_time: Tensor | None
     ) -> tuple[dict[str, dict[str, Jagged]], Tensor | None]:
-        owners = self.columns.take("history", rows)
-        pointers = self.columns.take("pointers", rows)
+        owners = self.columns.take("history", places)
+        pointers = self.columns.take("pointers", places)
         shared = None
         if self.share_histories:
             keys = [owners, pointers]

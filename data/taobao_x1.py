@@ -93,8 +93,7 @@ def prepare(raw: Path, out: Path, options: TaobaoX1Options = TaobaoX1Options()) 
 
 def _build(workspace: Workspace, options: TaobaoX1Options) -> FeatureSchema:
     raw = stage(workspace, LAYOUT, workspace.sources)
-    require(raw, _checks(raw.table))
-    workspace.counts["input_rows"] = raw.rows
+    raw = require(workspace, raw, _checks(raw.table))
     rows = workspace.view(_typed(raw, options), "typed")
     users = rows.select("userid").distinct()
     users = workspace.save(users.mutate(user=ibis.row_number().over(ibis.window(order_by=users.userid))), "users")

@@ -95,7 +95,7 @@ def prepare(raw: Path, out: Path, options: UserBehaviorOptions = UserBehaviorOpt
 
 def _build(workspace: Workspace, options: UserBehaviorOptions) -> FeatureSchema:
     raw = stage(workspace, LAYOUT, workspace.sources)
-    require(raw, _checks(raw.table))
+    raw = require(workspace, raw, _checks(raw.table))
     log = _clean(workspace, raw.table, options)
     users = log.select("user").distinct()
     users = workspace.save(users.mutate(history=ibis.row_number().over(ibis.window(order_by=users.user))), "users")
@@ -186,7 +186,7 @@ def _clean(workspace: Workspace, raw: ir.Table, options: UserBehaviorOptions) ->
     log = workspace.save(unique, "unique")
     total, inside, kept = (count_rows(table) for table in (typed, within, log))
     workspace.counts.update(
-        input_rows=total, dropped_stray_times=total - inside, dropped_duplicates=inside - kept, kept_rows=kept
+        dropped_stray_times=total - inside, dropped_duplicates=inside - kept, kept_rows=kept
     )
     workspace.say(f"checked; dropped {total - inside:,} stray times and {inside - kept:,} duplicates, kept {kept:,}")
     if not kept:

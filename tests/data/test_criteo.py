@@ -174,7 +174,7 @@ def test_standardising_alone_and_negative_values(tmp_path: Path) -> None:
     ],
 )
 def test_splits_are_by_row_order(options: dict, expected: tuple[int, int, int]) -> None:
-    ends = split_ends(Raw(None, 100, LAYOUT, ()), CriteoOptions(**options))
+    ends = split_ends(Raw("raw", None, 100, LAYOUT, ()), CriteoOptions(**options))
     assert (ends[0], ends[1] - ends[0], ends[2] - ends[1]) == expected
 
 

@@ -32,7 +32,8 @@ def prepare(raw: Path, out: Path, options: ToyOptions = ToyOptions(), header: bo
 
     def build(workspace: Workspace) -> FeatureSchema:
         read = stage(workspace, layout, workspace.sources)
-        require(
+        read = require(
+            workspace,
             read,
             [
                 Check("label", read.table.label.isin(["0", "1"]), "the label, 0 or 1"),
@@ -40,7 +41,6 @@ def prepare(raw: Path, out: Path, options: ToyOptions = ToyOptions(), header: bo
                 Check("price", read.table.price.isnull() | is_finite_number(read.table.price), "a finite number"),
             ],
         )
-        workspace.counts["input_rows"] = read.rows
         schema = FeatureSchema("toy", (Task("click", 0.0),), (), (SparseField("item", "item"),), {"item": Table(10)})
         item = read.table["item"].try_cast("int64").fill_null(0) + options.shift
         label = read.table.label.try_cast("int64")
@@ -152,7 +152,7 @@ def test_provenance_says_what_was_done(raw: Path) -> None:
     assert provenance["source"][0]["name"] == "train.txt"
     assert provenance["source"][0]["bytes"] == raw.stat().st_size
     assert len(provenance["source"][0]["sha256"]) == 64
-    assert provenance["options"] == {"shift": 2}
+    assert provenance["options"] == {"shift": 2, "on_bad_row": "error"}
     assert provenance["counts"] == {"input_rows": 20}
     assert set(provenance["versions"]) == {"python", "ibis-framework", "duckdb", "pyarrow", "datasets"}
 
@@ -185,7 +185,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, compression: str) -> None:
     with pa.output_stream(str(raw), compression=compression) as file:
         file.write("".join(f"{i % 2}\t{i * 7919 % 10}\t{i}\n" for i in range(50_000)).encode())
     raw.write_bytes(raw.read_bytes()[:-100])
-    with pytest.raises(DataError, match=rf"{raw.name}: the compressed file is truncated or damaged"):
+    with pytest.raises(DataError, match=rf"{raw.name}, after line \d+: the compressed file is truncated or damaged"):
         prepare(raw, tmp_path / "out")
     assert left_behind(raw) == []
 
@@ -211,7 +211,9 @@ def test_an_empty_file_is_refused(tmp_path: Path, empty: bytes) -> None:
     [
         ("1\t2", r"train.txt, line 21: expected 3 columns parted by '\\t', found 2"),
         ("1\t2\t3\t4", r"train.txt, line 21: expected 3 columns parted by '\\t', found 4"),
-        ("", r"line 21, column 1 \(label\): expected the label, 0 or 1, found nothing"),
+        ("", r"train.txt, line 21: expected 3 columns parted by '\\t', found an empty line"),
+        ("\t2\t3", r"line 21, column 1 \(label\): expected the label, 0 or 1, found nothing"),
+        ("1\t2\r\t3", r"line 21, column 2 \(item\): a carriage return inside the line"),
         ("2\t2\t3", r"train.txt, line 21, column 1 \(label\): expected the label, 0 or 1, found '2'"),
         ("1\t2.5\t3", r"line 21, column 2 \(item\): expected a whole number or nothing, found '2.5'"),
         ("1\t 2\t3", r"line 21, column 2 \(item\).*found ' 2'"),
@@ -238,7 +240,7 @@ def test_further_bad_rows_are_counted(raw: Path) -> None:
 
 def test_text_that_is_not_utf8(raw: Path) -> None:
     raw.write_bytes(ROWS.encode() + b"1\t\xff\t1\n")
-    with pytest.raises(DataError, match="line 21, column 2: the text is not UTF-8"):
+    with pytest.raises(DataError, match=r"line 21, column 2 \(item\): the text is not UTF-8"):
         prepare(raw, raw.parent / "out")
 
 

@@ -85,19 +85,23 @@ def test_a_split_opens_with_datasets_and_holds_the_rows(writer: PreparedWriter, 
     assert types["pointers"] == pa.list_(pa.int64(), 2)
 
 
-def test_small_batches_become_large_ones_and_shards_keep_the_order(
+def test_a_shard_is_one_record_batch_and_shards_keep_the_order(
     writer: PreparedWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepared, "MAX_BATCH_ROWS", 10)
-    monkeypatch.setattr(prepared, "SHARD_BYTES", 1)
-    writer.write_split("train", SCHEMA, [wide(4, request_time=np.arange(4) + 4 * i) for i in range(5)] + [wide(25)])
-    files = sorted(path.name for path in (tmp_path / "train").glob("*.arrow"))
-    # 4 + 4 | 4 + 4 | 4 | 10 | 10 | 5 (the last five do not fit beside the ten before them)
-    assert files == [f"data-{i:05d}-of-00006.arrow" for i in range(6)]
-    sizes = [pa.ipc.open_stream(pa.memory_map(str(tmp_path / "train" / name))).read_all().num_rows for name in files]
-    assert sizes == [8, 8, 4, 10, 10, 5]
-    split = datasets.load_from_disk(str(tmp_path / "train"))
-    assert split["request_time"][:20] == list(range(20))
+    monkeypatch.setattr(prepared, "SHARD_BYTES", 600)
+    parts = [wide(4, request_time=np.arange(4) + 4 * i) for i in range(5)] + [wide(0), wide(25)]
+    writer.write_split("train", SCHEMA, parts)
+    files = sorted((tmp_path / "train").glob("*.arrow"))
+    assert [path.name for path in files] == [f"data-{i:05d}-of-{len(files):05d}.arrow" for i in range(len(files))]
+    batches = [list(pa.ipc.open_stream(pa.memory_map(str(path)))) for path in files]
+    assert len(files) > 2
+    assert {len(file) for file in batches} == {1}
+    together = pa.Table.from_batches([batch for file in batches for batch in file])
+    together.validate(full=True)
+    expected = [value for part in parts for value in part["request_time"].to_pylist()]
+    assert together["request_time"].to_pylist() == expected
+    assert together["key"].to_pylist() == [value for part in parts for value in part["key"].to_pylist()]
+    assert datasets.load_from_disk(str(tmp_path / "train"))["request_time"][:] == expected
 
 
 def test_an_empty_split_has_the_columns_of_train(writer: PreparedWriter, tmp_path: Path) -> None:
