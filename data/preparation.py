@@ -52,6 +52,8 @@ DATASETS = {
         "data.taobao", "TaobaoOptions", "Taobao display ads (Ali_Display_Ad_Click): the folder of its four files"
     ),
     "criteo": DataSet("data.criteo", "CriteoOptions", "Criteo Kaggle train.txt or 1 TB day_* files (tabs, no header)"),
+    "criteo-x1": DataSet("data.criteo_x1", "CriteoX1Options", "Criteo_x1: a folder of three files, numbers scaled"),
+    "criteo-x4": DataSet("data.criteo_x4", "CriteoX4Options", "Criteo_x4: a folder of three files of raw values"),
     "userbehavior": DataSet(
         "data.userbehavior", "UserBehaviorOptions", "Taobao UserBehavior.csv: next-click prediction from event logs"
     ),
