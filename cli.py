@@ -1,12 +1,16 @@
-"""The one entry: python cli.py fit | validate | test | predict | prepare. Everything heavy is imported on demand."""
+"""The one entry: python cli.py fit | validate | test | predict | prepare | generate | inspect.
+
+Everything heavy is imported on demand.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Our `data` and `kernels` come before any installed package of these names, even under `python -P`.
 _ROOT = str(Path(__file__).resolve().parent)
@@ -21,12 +25,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from kunlun.configuration import ConfigError, closest  # noqa: E402
 
+if TYPE_CHECKING:
+    from data.preparation import DataSet
+
 COMMANDS = {
     "fit": "train a model",
     "validate": "metrics of a checkpoint on the valid split",
     "test": "metrics of a checkpoint on the test split",
     "predict": "probabilities of a checkpoint for every row, as Parquet",
     "prepare": "turn the raw files of a data set into prepared data",
+    "generate": "write made-up raw files in the layout of a public data set",
+    "inspect": "show what is in a prepared data set, as text and as a page with charts",
 }
 EXAMPLES = """\
   python cli.py fit --config ablations/kunlun.yaml
@@ -49,60 +58,114 @@ def prepare(argv: list[str]) -> int:
     """``prepare DATASET --raw FILE_OR_DIR --out DIR``: its other options are the fields of the data set's dataclass."""
     from data.preparation import DATASETS, DataError
 
-    if not argv or argv[0] in ("-h", "--help"):
-        listed = "\n".join(f"  {name:<14}{entry.summary}" for name, entry in DATASETS.items())
-        text = f"usage: python cli.py prepare DATASET --raw FILE_OR_DIR --out DIR [options]\n\ndata sets:\n{listed}\n"
-        print(
-            f"{text}\npython cli.py prepare DATASET --help lists the options.", file=sys.stdout if argv else sys.stderr
-        )
-        return 0 if argv else 2
-    name = argv[0]
-    if name not in DATASETS:
-        raise ConfigError(f"prepare: unknown data set {name!r}{closest(name, DATASETS)} (known: {', '.join(DATASETS)})")
-    module = importlib.import_module(DATASETS[name].module)
-    options_class = getattr(module, DATASETS[name].options)
-    if {"-h", "--help"} & set(argv):
-        return _prepare_help(name, DATASETS[name].summary, options_class)
-    raw, out, options = _prepare_options(name, argv[1:], options_class)
+    chosen = _choose("prepare", "data set", DATASETS, ("raw", "out"), argv)
+    if isinstance(chosen, int):
+        return chosen
+    name, (raw, out), options = chosen
     try:
-        module.prepare(raw, out, options)
+        importlib.import_module(DATASETS[name].module).prepare(raw, out, options)
     except DataError as error:
         raise ConfigError(str(error)) from error
     return 0
 
 
-def _prepare_help(name: str, summary: str, options_class: type) -> int:
+def generate(argv: list[str]) -> int:
+    """``generate LAYOUT --out DIR``: its other options are the fields of the layout's dataclass."""
+    from data.generate import LAYOUTS
+    from data.generate import generate as write_raw_files
+    from data.preparation import DataError
+
+    chosen = _choose("generate", "layout", LAYOUTS, ("out",), argv)
+    if isinstance(chosen, int):
+        return chosen
+    name, (out,), options = chosen
+    try:
+        write_raw_files(name, out, options)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    return 0
+
+
+def inspect(argv: list[str]) -> int:
+    """``inspect DIR``: its options are the fields of InspectionOptions."""
+    from data.inspection.options import InspectionOptions
+    from data.preparation import DataError
+
+    if {"-h", "--help"} & set(argv):
+        return _options_help("inspect DIR", f"{COMMANDS['inspect'].capitalize()}.", (), InspectionOptions)
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError("inspect needs a prepared data set first, as in: python cli.py inspect DIR --html page.html")
+    _, options = _read_options("inspect", argv[1:], (), InspectionOptions)
+    try:
+        importlib.import_module("data.inspection.prepared").show(Path(argv[0]).expanduser(), options)
+    except DataError as error:
+        raise ConfigError(f"inspect: {error}") from error
+    return 0
+
+
+# The options that are paths: what stands for one in the usage, and the help.
+PATHS = {
+    "raw": ("FILE_OR_DIR", "The raw file, or the directory that holds it."),
+    "out": ("DIR", "The directory to write."),
+}
+
+
+def _choose(
+    command: str, kind: str, entries: Mapping[str, DataSet], paths: tuple[str, ...], argv: list[str]
+) -> tuple[str, list[Path], Any] | int:
+    """The name that ``argv`` chooses among ``entries``, its paths and its checked options; the exit code after help."""
+    if not argv or argv[0] in ("-h", "--help"):
+        usage = f"usage: python cli.py {command} {kind.replace(' ', '').upper()} {_usage(paths)} [options]"
+        listed = "\n".join(f"  {name:<14}{entry.summary}" for name, entry in entries.items())
+        text = f"{usage}\n\n{kind}s:\n{listed}\n\npython cli.py {command} {usage.split()[4]} --help lists the options."
+        print(text, file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    name = argv[0]
+    if name not in entries:
+        known = ", ".join(entries)
+        raise ConfigError(f"{command}: unknown {kind} {name!r}{closest(name, entries)} (known: {known})")
+    options_class = getattr(importlib.import_module(entries[name].module), entries[name].options)
+    if {"-h", "--help"} & set(argv):
+        return _options_help(f"{command} {name}", entries[name].summary, paths, options_class)
+    return name, *_read_options(f"{command} {name}", argv[1:], paths, options_class)
+
+
+def _usage(paths: tuple[str, ...]) -> str:
+    return " ".join(f"--{key} {PATHS[key][0]}" for key in paths)
+
+
+def _options_help(command: str, summary: str, paths: tuple[str, ...], options_class: type) -> int:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=f"cli.py prepare {name}", description=summary)
-    parser.add_argument("--raw", type=str, required=True, help="The raw file, or the directory that holds it.")
-    parser.add_argument("--out", type=str, required=True, help="The directory to write.")
+    parser = ArgumentParser(prog=f"cli.py {command}", description=summary)
+    for key in paths:
+        parser.add_argument(f"--{key}", type=str, required=True, help=PATHS[key][1])
     parser.add_class_arguments(options_class)
     parser.print_help()
     return 0
 
 
-def _prepare_options(name: str, argv: list[str], options_class: type) -> tuple[Path, Path, Any]:
-    """The raw and the output path, and the checked options; dashes in their names are as good as underscores."""
+def _read_options(command: str, argv: list[str], paths: tuple[str, ...], options_class: type) -> tuple[list[Path], Any]:
+    """The paths and the checked options; dashes in their names are as good as underscores."""
     from kunlun.command_line import split_arguments
     from kunlun.config_check import ConfigChecker
     from kunlun.configuration import ConfigTree, Text
 
     given = {o.key.replace("-", "_"): Text("true" if o.value is None else o.value) for o in split_arguments(argv)[1]}
-    paths = [Path(given.pop(key, "")).expanduser() for key in ("raw", "out")]
-    if Path() in paths:
-        raise ConfigError(f"prepare {name} needs --raw FILE_OR_DIR and --out DIR")
-    if not paths[0].exists():
-        raise ConfigError(f"prepare {name}: --raw {paths[0]}: no such file or directory")
+    found = {key: Path(given.pop(key, "")).expanduser() for key in paths}
+    if Path() in found.values():
+        raise ConfigError(f"{command} needs {_usage(paths).replace(' --', ' and --')}")
+    if "raw" in found and not found["raw"].exists():
+        raise ConfigError(f"{command}: --raw {found['raw']}: no such file or directory")
     checker = ConfigChecker(ConfigTree({"options": given}))
     try:
         checker.arguments("options", given, options_class)
-        return paths[0], paths[1], options_class(**checker.settle(given, "options"))
+        return list(found.values()), options_class(**checker.settle(given, "options"))
     except ConfigError as error:
-        raise ConfigError(str(error).replace("command line: options.", f"prepare {name}: --", 1)) from None
+        raise ConfigError(str(error).replace("command line: options.", f"{command}: --", 1)) from None
     except ValueError as error:
-        raise ConfigError(f"prepare {name}: {error}") from error
+        raise ConfigError(f"{command}: {error}") from error
 
 
 def run(argv: list[str]) -> int:
@@ -115,6 +178,10 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"unknown command {command!r}{closest(command, COMMANDS)} (known: {', '.join(COMMANDS)})")
     if command == "prepare":
         return prepare(rest)
+    if command == "generate":
+        return generate(rest)
+    if command == "inspect":
+        return inspect(rest)
 
     # Each of these lines imports more than the one before, so a mistake is refused as early as it can be.
     from kunlun.command_line import read_request
