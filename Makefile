@@ -3,7 +3,7 @@
 # PYTHON       the interpreter to build .venv with (3.11 or newer)
 # TORCH_INDEX  where to take torch from; empty: the default index, whose torch for Linux is the CUDA build.
 #              Without a GPU:  make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# EXTRAS       optional dependencies to install: dev, bench
+# EXTRAS       optional dependencies to install: dev, bench, spark (as in EXTRAS=dev,bench)
 # FIT_ARGS     more arguments of `make fit`, as in: make fit FIT_ARGS="--trainer.max_epochs 1"
 # PYTEST_ARGS  how pytest runs; one process: make test PYTEST_ARGS=
 
