@@ -66,6 +66,17 @@ def test_data_configs_train_for_a_step(name, sample_data, tmp_path):
         assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("name", ["taobao", "criteo_x1", "criteo_x4"])
+def test_data_configs_train_on_generated_files(name, tmp_path):
+    layout, raw, out = name.replace("_", "-"), tmp_path / "raw", tmp_path / "prepared"
+    size = ["--impressions", "500", "--events", "5000"] if name == "taobao" else ["--rows", "500"]
+    for command in (["generate", layout, "--out", raw, *size], ["prepare", layout, "--raw", raw, "--out", out]):
+        subprocess.run([sys.executable, ROOT / "cli.py", *command], check=True, capture_output=True)
+    base = [] if name == "taobao" else [Path("data/criteo.yaml")]
+    result = fit(*base, Path("data") / f"{name}.yaml", more=(f"--data.path={out}",))
+    assert result.returncode == 0, result.stderr
+
+
 def test_the_papers_sizes_are_those_of_the_base_model():
     """The published example: S 256, M 32, k 8; click (256, 8, 32, 3, 100), impression (128, 4, 16, 2, 50)."""
     from data import SyntheticData
