@@ -55,15 +55,18 @@ def help_text() -> str:
 
 
 def prepare(argv: list[str]) -> int:
-    """``prepare DATASET --raw FILE_OR_DIR --out DIR``: its other options are the fields of the data set's dataclass."""
+    """``prepare DATASET --raw FILE_OR_DIR --out DIR``: its other options are the fields of the data set's dataclass.
+
+    A data set may have other paths than these.
+    """
     from data.preparation import DATASETS, DataError
 
     chosen = _choose("prepare", "data set", DATASETS, ("raw", "out"), argv)
     if isinstance(chosen, int):
         return chosen
-    name, (raw, out), options = chosen
+    name, paths, options = chosen
     try:
-        importlib.import_module(DATASETS[name].module).prepare(raw, out, options)
+        importlib.import_module(DATASETS[name].module).prepare(*paths, options)
     except DataError as error:
         raise ConfigError(str(error)) from error
     return 0
@@ -106,14 +109,20 @@ def inspect(argv: list[str]) -> int:
 # The options that are paths: what stands for one in the usage, and the help.
 PATHS = {
     "raw": ("FILE_OR_DIR", "The raw file, or the directory that holds it."),
+    "impressions": ("FILE_OR_DIR", "The table of impressions: Parquet or CSV, a file or a directory of files."),
+    "events": ("FILE_OR_DIR", "The event log that histories are made of, likewise; without it there are none."),
+    "schema": ("FILE.yaml", "What the columns mean."),
     "out": ("DIR", "The directory to write."),
 }
 
 
 def _choose(
     command: str, kind: str, entries: Mapping[str, DataSet], paths: tuple[str, ...], argv: list[str]
-) -> tuple[str, list[Path], Any] | int:
-    """The name that ``argv`` chooses among ``entries``, its paths and its checked options; the exit code after help."""
+) -> tuple[str, list[Any], Any] | int:
+    """The name that ``argv`` chooses among ``entries``, its paths and its checked options; the exit code after help.
+
+    ``paths``: the options of entries that name none of their own.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         usage = f"usage: python cli.py {command} {kind.replace(' ', '').upper()} {_usage(paths)} [options]"
         listed = "\n".join(f"  {name:<14}{entry.summary}" for name, entry in entries.items())
@@ -124,44 +133,54 @@ def _choose(
     if name not in entries:
         known = ", ".join(entries)
         raise ConfigError(f"{command}: unknown {kind} {name!r}{closest(name, entries)} (known: {known})")
-    options_class = getattr(importlib.import_module(entries[name].module), entries[name].options)
+    entry = entries[name]
+    options_class = getattr(importlib.import_module(entry.module), entry.options)
     if {"-h", "--help"} & set(argv):
-        return _options_help(f"{command} {name}", entries[name].summary, paths, options_class)
-    return name, *_read_options(f"{command} {name}", argv[1:], paths, options_class)
+        return _options_help(f"{command} {name}", entry.summary, entry.paths or paths, options_class, entry.optional)
+    return name, *_read_options(f"{command} {name}", argv[1:], entry.paths or paths, options_class, entry.optional)
 
 
 def _usage(paths: tuple[str, ...]) -> str:
     return " ".join(f"--{key} {PATHS[key][0]}" for key in paths)
 
 
-def _options_help(command: str, summary: str, paths: tuple[str, ...], options_class: type) -> int:
+def _options_help(
+    command: str, summary: str, paths: tuple[str, ...], options_class: type, optional: tuple[str, ...] = ()
+) -> int:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=f"cli.py {command}", description=summary)
     for key in paths:
-        parser.add_argument(f"--{key}", type=str, required=True, help=PATHS[key][1])
+        parser.add_argument(f"--{key}", type=str, required=key not in optional, help=PATHS[key][1])
     parser.add_class_arguments(options_class)
     parser.print_help()
     return 0
 
 
-def _read_options(command: str, argv: list[str], paths: tuple[str, ...], options_class: type) -> tuple[list[Path], Any]:
-    """The paths and the checked options; dashes in their names are as good as underscores."""
+def _read_options(
+    command: str, argv: list[str], paths: tuple[str, ...], options_class: type, optional: tuple[str, ...] = ()
+) -> tuple[list[Any], Any]:
+    """The paths and the checked options; dashes in their names are as good as underscores.
+
+    An ``optional`` path that is not given is None.
+    """
     from kunlun.command_line import split_arguments
     from kunlun.config_check import ConfigChecker
     from kunlun.configuration import ConfigTree, Text
 
     given = {o.key.replace("-", "_"): Text("true" if o.value is None else o.value) for o in split_arguments(argv)[1]}
-    found = {key: Path(given.pop(key, "")).expanduser() for key in paths}
+    needed = tuple(key for key in paths if key not in optional or key in given)
+    found = {key: Path(given.pop(key, "")).expanduser() for key in needed}
     if Path() in found.values():
-        raise ConfigError(f"{command} needs {_usage(paths).replace(' --', ' and --')}")
-    if "raw" in found and not found["raw"].exists():
-        raise ConfigError(f"{command}: --raw {found['raw']}: no such file or directory")
+        raise ConfigError(f"{command} needs {_usage(needed).replace(' --', ' and --')}")
+    for key, path in found.items():
+        if key != "out" and not path.exists():
+            raise ConfigError(f"{command}: --{key} {path}: no such file or directory")
     checker = ConfigChecker(ConfigTree({"options": given}))
     try:
         checker.arguments("options", given, options_class)
-        return list(found.values()), options_class(**checker.settle(given, "options"))
+        return [found.get(key) for key in paths], options_class(**checker.settle(given, "options"))
     except ConfigError as error:
         raise ConfigError(str(error).replace("command line: options.", f"{command}: --", 1)) from None
     except ValueError as error:

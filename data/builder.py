@@ -7,15 +7,17 @@ are written once per user, and every impression gets its pointers, strictly befo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import ibis
 import ibis.expr.types as ir
 
+from data.bags import attach, write_ids
 from data.encoding import (
     Standardisation,
     Vocabulary,
+    count_values,
     fit_vocabulary,
     hash_id,
     hash_integer,
@@ -43,11 +45,15 @@ class Source:
     """Cleaned rows.
 
     schema: the draft, without table sizes.
-    impressions: ``row``, ``user``, ``time`` (unix seconds), ``split``, ``label:<task>``, ``dense:<name>`` (null =
-        missing), ``sparse:<field>`` (raw values, null = missing), and ``weight`` and ``key`` where there are any.
-    events: event type → ``row``, ``user``, ``time``, and the fields' raw values.
+    impressions: ``row``, ``split``, ``label:<task>``, ``dense:<name>`` (null = missing), ``sparse:<field>`` (raw
+        values, null = missing), ``bag:<field>`` (how many values), and ``user``, ``time`` (unix seconds), ``weight``
+        and ``key`` where there are any.
+    events: event type → ``row``, ``user``, ``time``, the fields' raw values, and ``happened`` where that tells the
+        order of events of one ``time``.
     encodings: of each table · dense: transform of each dense value.
-    train_end: events from this time on are not used to fit vocabularies; None: all are.
+    train_end: events from this time on are not used to fit vocabularies; None: those are that lie before the last
+        train impression of their user, so that what training never sees is 'unknown'.
+    bags: multi-valued field → ``row``, ``place`` from 0, ``value`` (raw, never null).
     """
 
     schema: FeatureSchema
@@ -56,22 +62,28 @@ class Source:
     encodings: Mapping[str, Encoding]
     dense: Mapping[str, Literal["log", "standard"]]
     train_end: int | None
+    bags: Mapping[str, ir.Table] = field(default_factory=dict)
 
 
 def build(workspace: Workspace, source: Source) -> FeatureSchema:
     """Fit, encode and write everything; returns the schema with its tables. DataError: train is empty."""
     impressions = workspace.save(source.impressions, "impressions")
-    users = impressions.select("user").distinct()
-    users = workspace.save(users.mutate(history=ibis.row_number().over(ibis.window(order_by=users.user))), "users")
-    n_users = count_rows(users)
-    impressions = workspace.view(impressions.join(users, "user"), "numbered_impressions")
-    events = {name: _of_users(workspace, name, log, users) for name, log in source.events.items()}
-    workspace.counts["users"] = n_users
-    workspace.say(f"joined: {n_users:,} users with impressions")
+    events: dict[str, ir.Table] = {}
+    n_users = 0
+    if source.schema.users:
+        users = impressions.select("user").distinct()
+        users = workspace.save(users.mutate(history=ibis.row_number().over(ibis.window(order_by=users.user))), "users")
+        n_users = workspace.counts["users"] = count_rows(users)
+        impressions = workspace.view(impressions.join(users, "user"), "numbered_impressions")
+        events = {name: _of_users(workspace, name, log, users) for name, log in source.events.items()}
+        workspace.say(f"joined: {n_users:,} users with impressions")
 
     train = impressions.filter(impressions.split == "train")
     vocabularies = _fit_vocabularies(workspace, source, train, events)
-    dense = {name: Standardisation.fit(train[f"dense:{name}"], how) for name, how in source.dense.items()}
+    dense = {}
+    for name, how in source.dense.items():
+        counted = count_values(train[f"dense:{name}"])
+        dense[name] = Standardisation.of_batches(workspace.batches(counted), how)
     workspace.statistics["dense"] = {name: fitted.provenance() for name, fitted in dense.items()}
     tables = {
         name: vocabularies[name].table if name in vocabularies else Table(encoding.rows, "hash")
@@ -83,15 +95,21 @@ def build(workspace: Workspace, source: Source) -> FeatureSchema:
     for event in schema.events:
         log = events[event.name]
         ids = _encode(log, {f.name: (f.name, f.table) for f in event.fields}, vocabularies, source.encodings)
-        ordered = ids.order_by("history", TIME, ROW).drop(ROW)
+        ordered = ids.order_by("history", TIME, *(["happened"] if "happened" in ids.columns else []), ROW).drop(ROW)
         count = workspace.writer.write_history(event, tables, n_users, workspace.batches(ordered))
         workspace.counts[f"{event.name}_events"] = count
-    workspace.say(f"wrote the histories of {n_users:,} users")
+    if events:
+        workspace.say(f"wrote the histories of {n_users:,} users")
 
     wide = _wide(workspace, source, impressions, vocabularies, dense)
+    bags = _encode_bags(workspace, source, vocabularies)
+    order = [name for name in (TIME, "history", ROW) if name in impressions.columns]
     for split in SPLITS:
-        part = wide.filter(wide.split == split).order_by("request_time", "history", ROW).drop("split", ROW)
-        summary = workspace.writer.write_split(split, schema, workspace.batches(part))
+        part = impressions.filter(impressions.split == split).select(*order)
+        ids = {name: write_ids(workspace, bag, part, order) for name, bag in bags.items()}
+        ordered = wide.filter(wide.split == split).order_by(["request_time" if o == TIME else o for o in order])
+        batches = workspace.batches(ordered.drop("split", ROW))
+        summary = workspace.writer.write_split(split, schema, attach(batches, ids))
         workspace.counts[f"{split}_rows"] = summary.rows
         workspace.say(f"wrote {split}: {summary.rows:,} rows")
     return schema
@@ -117,13 +135,37 @@ def _fit_vocabularies(
         if encoding.kind == "hash":
             continue
         columns = [train.select(value=f"sparse:{f.name}") for f in source.schema.sparse if f.table == table]
+        in_train = train.select(ROW)
+        columns += [
+            source.bags[bag.name].semi_join(in_train, ROW).select("value")
+            for bag in source.schema.bags
+            if bag.table == table
+        ]
         for event in source.schema.events:
-            log = events[event.name]
-            known = log if source.train_end is None else log.filter(log[TIME] < source.train_end)
+            known = _seen(events[event.name], train, source.train_end)
             columns += [known.select(value=f.name) for f in event.fields if f.table == table]
         values = columns[0] if len(columns) == 1 else ibis.union(*columns)
         vocabularies[table] = fit_vocabulary(workspace, values.value, table, encoding.min_count)
     return vocabularies
+
+
+def _seen(log: ir.Table, train: ir.Table, train_end: int | None) -> ir.Table:
+    """The events that training sees."""
+    if train_end is not None:
+        return log.filter(log[TIME] < train_end)
+    last = train.group_by("history").aggregate(last_request=train[TIME].max())
+    last = last.select(last_request="last_request", of_history="history")
+    joined = log.join(last, log["history"] == last["of_history"])
+    return joined.filter(joined[TIME] < joined["last_request"]).select(*log.columns)
+
+
+def _encode_bags(workspace: Workspace, source: Source, vocabularies: Mapping[str, Vocabulary]) -> dict[str, ir.Table]:
+    """Field → ``row``, ``place``, ``id``."""
+    encoded = {}
+    for bag in source.schema.bags:
+        ids = _encode(source.bags[bag.name], {"id": ("value", bag.table)}, vocabularies, source.encodings)
+        encoded[bag.name] = workspace.save(ids, f"bag_{bag.name}")
+    return encoded
 
 
 def _encode(
@@ -156,23 +198,26 @@ def _wide(
     dense: Mapping[str, Standardisation],
 ) -> ir.Table:
     """The columns that the writer takes, with the pointers joined."""
+    rows = _with_pointers(workspace, source, impressions) if source.schema.events else impressions
+    fields = {f"sparse:{f.name}": (f"sparse:{f.name}", f.table) for f in source.schema.sparse}
+    ids = _encode(rows, fields, vocabularies, source.encodings)
+    as_it_is = ("label:", "sparse:", "pointer:", "bag:")
+    other = [name for name in ids.columns if name.startswith(as_it_is) or name == "weight"]
+    added: dict[str, ir.Value] = {"key": ids["key"] if "key" in ids.columns else ids[ROW]}
+    if source.schema.request_times:
+        added["request_time"] = ids[TIME]
+    if source.schema.users:
+        added |= {"history": ids["history"], "user": ids["history"]}
+    added |= {f"dense:{name}": fitted.apply(ids[f"dense:{name}"]) for name, fitted in dense.items()}
+    return ids.select(ROW, "split", *other, **added)
+
+
+def _with_pointers(workspace: Workspace, source: Source, impressions: ir.Table) -> ir.Table:
+    """The impressions with how many events of each type lie strictly before them."""
     path = workspace.directory / "pointers.parquet"
     events = [event.name for event in source.schema.events]
     requests = impressions.select(ROW, "history", TIME).order_by("history", TIME)
     write_pointers(workspace.batches(requests), workspace.writer.directory / "histories", events, path, ROW)
     pointers = workspace.connection.read_parquet(path)
     pointers = pointers.select(pointer_row=pointers[ROW], **{f"pointer:{e}": pointers[f"pointer:{e}"] for e in events})
-    rows = workspace.view(impressions.join(pointers, impressions[ROW] == pointers.pointer_row), "pointed_impressions")
-    fields = {f"sparse:{f.name}": (f"sparse:{f.name}", f.table) for f in source.schema.sparse}
-    ids = _encode(rows, fields, vocabularies, source.encodings)
-    other = [name for name in ids.columns if name.startswith(("label:", "sparse:", "pointer:")) or name == "weight"]
-    return ids.select(
-        ROW,
-        "split",
-        "history",
-        *other,
-        request_time=ids[TIME],
-        user=ids.history,
-        key=ids["key"] if "key" in ids.columns else ids[ROW],
-        **{f"dense:{name}": fitted.apply(ids[f"dense:{name}"]) for name, fitted in dense.items()},
-    )
+    return workspace.view(impressions.join(pointers, impressions[ROW] == pointers.pointer_row), "pointed_impressions")

@@ -6,13 +6,14 @@ threads gives the same ids and the same statistics. Ids: 0 = missing, 1 = not in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 import ibis
 import ibis.expr.types as ir
 import numpy as np
+import pyarrow as pa
 
 from data.preparation import Workspace, count_rows
 from kunlun.features import MISSING_ID, UNKNOWN_ID, Table
@@ -20,6 +21,7 @@ from kunlun.features import MISSING_ID, UNKNOWN_ID, Table
 FIRST_ID = UNKNOWN_ID + 1
 WORD = 0xFFFFFFFF
 MULTIPLIER = 0x45D9F3B  # below 2^31: its product with a 32-bit word fits int64, so no engine overflows
+CHUNK = 2**20  # distinct values whose moments are taken at once
 HEX = "0123456789abcdef"
 Integer = TypeVar("Integer", int, ir.IntegerValue)
 
@@ -84,19 +86,44 @@ def hash_integer(value: Integer, *salts: int) -> Integer:
     start = 0x9E3779B9
     for salt in salts:
         start = mix(start ^ (salt & WORD))
-    return mix(mix(((value >> 32) & WORD) ^ start) ^ (value & WORD))
+    # Masked before it is shifted: an engine may hold the value in 32 bits, where a shift by 32 is none.
+    return mix(mix((((value & ~WORD) >> 32) & WORD) ^ start) ^ (value & WORD))
 
 
 def hash_text(text: ir.StringValue) -> ir.IntegerValue:
     """A 32-bit hash of a string: the first eight hexadecimal digits of its MD5."""
     digest = text.hexdigest("md5")
-    digits = [ibis.literal(HEX).find(digest.substr(i, 1)).cast("int64") * 16 ** (7 - i) for i in range(8)]
+    # Masked, because an engine may find a place of 32 bits, and the product needs more.
+    digits = [(ibis.literal(HEX).find(digest.substr(i, 1)) & WORD) * 16 ** (7 - i) for i in range(8)]
     return sum(digits[1:], digits[0])
 
 
 def hash_id(hashed: ir.IntegerValue, rows: int) -> ir.IntegerValue:
     """The id of a hashed value in a table of ``rows`` rows; a missing value stays missing."""
     return (hashed % (rows - FIRST_ID) + FIRST_ID).fill_null(MISSING_ID)
+
+
+def count_values(column: ir.Column) -> ir.Table:
+    """``value`` and ``count`` of each distinct value but null, in rising order."""
+    counts = column.name("value").as_table()
+    counts = counts.filter(counts.value.notnull()).group_by("value").aggregate(count=lambda t: t.count())
+    return counts.order_by("value")
+
+
+def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The values and counts, CHUNK rows at a time."""
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    size = 0
+    for batch in batches:
+        waiting.append((batch.column("value").to_numpy(), batch.column("count").to_numpy()))
+        size += batch.num_rows
+        while size >= CHUNK:
+            values, counts = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+            yield values[:CHUNK], counts[:CHUNK]
+            waiting, size = [(values[CHUNK:], counts[CHUNK:])], size - CHUNK
+    if size:
+        values, counts = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+        yield values, counts
 
 
 @dataclass(frozen=True)
@@ -110,10 +137,26 @@ class Standardisation:
     @classmethod
     def fit(cls, column: ir.NumericColumn, transform: Literal["log", "standard"]) -> Standardisation:
         """From the counts of the distinct values: exact and the same for any order of the rows."""
-        counts = column.name("value").as_table()
-        counts = counts.filter(counts.value.notnull()).group_by("value").aggregate(count=lambda t: t.count())
-        counted = counts.order_by("value").to_pyarrow()
+        counted = count_values(column).to_pyarrow()
         return cls.of_counts(counted["value"].to_numpy(), counted["count"].to_numpy(), transform)
+
+    @classmethod
+    def of_batches(cls, batches: Iterable[pa.RecordBatch], transform: Literal["log", "standard"]) -> Standardisation:
+        """From the batches of `count_values`: as `fit`, in the memory of CHUNK of its rows.
+
+        Chunks are cut at fixed places, so that the result does not depend on how an engine cuts its batches.
+        """
+        rows, mean, square = 0, 0.0, 0.0
+        for values, counts in _chunks(batches):
+            part, more = cls.of_counts(values, counts, transform), int(counts.sum())
+            spread = 0.0 if values.size == 1 else part.std**2  # the std of a constant is given as 1
+            gap, total = part.mean - mean, rows + more
+            square += spread * more + gap * gap * rows * more / total
+            mean, rows = mean + gap * more / total, total
+        if not rows:
+            return cls(transform, 0.0, 1.0)
+        std = float(np.sqrt(square / rows))
+        return cls(transform, float(mean), std if std > 0 else 1.0)
 
     @classmethod
     def of_counts(

@@ -40,11 +40,16 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where a data set's preparation lives: ``module.prepare(raw, out, module.options)``."""
+    """Where a data set's preparation lives: ``module.prepare(*paths, module.options)``.
+
+    paths: the names of its path arguments, where they are not raw and out · optional: those that may be left out.
+    """
 
     module: str
     options: str
     summary: str
+    paths: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 DATASETS = {
@@ -59,6 +64,13 @@ DATASETS = {
     ),
     "taobao-x1": DataSet(
         "data.taobao_x1", "TaobaoX1Options", "TaobaoAd_x1: display-ad clicks with ready-made histories"
+    ),
+    "table": DataSet(
+        "data.table",
+        "PreparationOptions",
+        "your own impressions and events, Parquet or CSV, described by a YAML file (docs/own_data.md)",
+        paths=("impressions", "events", "schema", "out"),
+        optional=("events",),
     ),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from data.preparation import DataError
 
@@ -27,11 +27,22 @@ class Rejects:
         self._writer: Any = None
 
     def add(
-        self, source: str, file: Path, line: int, column: str | None, reason: str, text: str, more: str = ""
+        self,
+        source: str,
+        file: Path,
+        line: int,
+        column: str | None,
+        reason: str,
+        text: str,
+        more: str = "",
+        counted: Literal["line", "row"] = "line",
     ) -> None:
-        """Keep one bad row, or DataError where bad rows are errors; ``column`` as the user should read it."""
+        """Keep one bad row, or DataError where bad rows are errors; ``column`` as the user should read it.
+
+        ``counted``: what ``line`` is the number of; some files have no lines.
+        """
         if not self.skip:
-            place = f"{file}, line {line}" + (f", column {column}" if column else "")
+            place = f"{file}, {counted} {line}" + (f", column {column}" if column else "")
             raise DataError(f"{place}: {reason}{more}; {REMEDY}")
         if self._file is None:
             self._file = self.path.open("w", newline="", encoding="utf-8")

@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "kunlun.configuration": set(),
     "kunlun.command_line": {"kunlun.configuration"},
     "kunlun.config_check": {"kunlun.configuration"},
-    "data": {"kunlun.features"},
+    "data": {"kunlun.features", "kunlun.configuration", "kunlun.config_check"},
     "kunlun.layers": {"kernels", "kunlun.features"},
     "kunlun.models": {"kernels", "kunlun.features", "kunlun.layers"},
     "kunlun.training": {
