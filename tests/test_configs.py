@@ -17,7 +17,7 @@ CONFIGS = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rgl
 ABLATIONS = [c for c in CONFIGS if c.parts[0] == "ablations"]
 EXPECTED = {
     *("kunlun", "no_gdpa", "no_hsp", "no_window", "no_compskip", "no_event_personalization", "no_rote", "one_expert"),
-    *("unfused_gdpa", "drop_gdpa", "drop_attention", "drop_hsp", "uniform_events"),
+    *("unfused_gdpa", "drop_gdpa", "drop_attention", "drop_hsp", "drop_wukong", "uniform_events"),
 }
 SMALL = [
     "--data.batch_size=8",

@@ -75,6 +75,22 @@ class WukongExpert(nn.Module):
         return machine + mlp + self.linear.flops(self.width) + residual
 
 
+class LinearMix(nn.Module):
+    """The ability gone (``drop_wukong``): tokens are mixed linearly and normalised, nothing is multiplied."""
+
+    def __init__(self, tokens_in: int, width: int, config: WukongConfig) -> None:
+        super().__init__()
+        self.width = width
+        self.mix = TokenLinear(tokens_in, config.tokens)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_Bnd: Tensor) -> Tensor:
+        return self.norm(self.mix(x_Bnd))
+
+    def flops(self) -> int:
+        return self.mix.flops(self.width)
+
+
 class WukongExperts(nn.Module):
     """E experts on interleaved partitions of the tokens, so that each sees context and summaries; no router."""
 

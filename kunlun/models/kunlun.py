@@ -30,7 +30,7 @@ from kunlun.layers.gdpa import (
 )
 from kunlun.layers.pooling import HSP, PMA, MeanPooling, Pooling
 from kunlun.layers.rote import Rote, RoteConfig
-from kunlun.layers.wukong import WukongConfig, WukongExperts
+from kunlun.layers.wukong import LinearMix, WukongConfig, WukongExperts
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Kunlun(nn.Module):
         context_tokens: int = 8,
         towers: dict[str, TowerConfig | None] | None = None,
         components: Components = Components(),
-        drop: list[Literal["gdpa", "attention", "hsp"]] | None = None,
+        drop: list[Literal["gdpa", "attention", "hsp", "wukong"]] | None = None,
         uniform_events: bool = False,
         gdpa: GDPAConfig = GDPAConfig(),  # noqa: B008
         hsp: HSPConfig = HSPConfig(),
@@ -202,11 +202,12 @@ class Kunlun(nn.Module):
             self.rotes[event.name] = Rote(config.width // config.heads, rote)
         summary_tokens = sum(_tokens(self.towers[e.name]) for e in schema.events)
         self.summaries = cast("list[ContextSummary]", nn.ModuleList())
-        self.interactions = cast("list[WukongExperts]", nn.ModuleList())
+        self.interactions = cast("list[WukongExperts | LinearMix]", nn.ModuleList())
+        interaction = LinearMix if "wukong" in self._parts.drop else WukongExperts
         tokens = self.context.count
         for _ in range(layers):
             self.summaries.append(ContextSummary(tokens, context_tokens, width))
-            self.interactions.append(WukongExperts(context_tokens + summary_tokens, width, wukong))
+            self.interactions.append(interaction(context_tokens + summary_tokens, width, wukong))
             tokens = wukong.tokens
         # A tower as deep as the model may still hold a summary that no interaction has read.
         self.late = [

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from kunlun.features import BagField, SparseField, Table
@@ -15,7 +16,7 @@ from kunlun.layers.embedding import EmbeddingConfig, EmbeddingTables, FieldToken
 from kunlun.layers.gdpa import GDPA, Context, GDPAConfig, PersonalizedBlock
 from kunlun.layers.pooling import HSP, MeanPooling, SumKronLinear
 from kunlun.layers.rote import Rote, RoteConfig
-from kunlun.layers.wukong import WukongConfig, WukongExpert, WukongExperts
+from kunlun.layers.wukong import LinearMix, WukongConfig, WukongExpert, WukongExperts
 from tests.support import NOW, jagged, toy_batch, toy_schema
 
 MINUTE, HOUR, DAY, MONTH = 60, 3600, 86_400, 30 * 86_400
@@ -198,3 +199,10 @@ def test_experts_see_interleaved_partitions():
     assert not torch.allclose(experts(x)[:, 4:], out[:, 4:])
     with pytest.raises(ValueError, match="3 experts cannot share 2 tokens"):
         WukongExperts(2, 6, WukongConfig(experts=3, tokens=6))
+
+
+def test_linear_mix_is_linear_along_the_tokens_up_to_its_norm():
+    mix = LinearMix(5, 6, WukongConfig(experts=1, tokens=4))
+    x = torch.randn(3, 5, 6)
+    expected = F.layer_norm(torch.einsum("mn,bnd->bmd", mix.mix.weight, x), (6,))
+    torch.testing.assert_close(mix(x), expected)

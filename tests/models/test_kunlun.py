@@ -45,6 +45,7 @@ VARIANTS = [
     {"drop": ["gdpa"]},
     {"drop": ["attention"]},
     {"drop": ["hsp"]},
+    {"drop": ["wukong"]},
     {"drop": ["gdpa", "attention", "hsp"], "components": Components(compskip=False)},
     {"uniform_events": True},
     {"wukong": WukongConfig(experts=1, tokens=8, rank=3, hidden=16)},
