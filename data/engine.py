@@ -6,6 +6,8 @@ rows leave them as a stream of record batches that never stand in memory all at 
 
 from __future__ import annotations
 
+import errno
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +65,8 @@ class DuckDB(Engine):
         self.connection = ibis.duckdb.connect(**settings)
         # Rows are numbered and every stream is sorted: keeping the order of files as well would only cost memory.
         self.connection.raw_sql("SET preserve_insertion_order = false")
+        # DuckDB 2.0 can wait for itself for ever when a COPY that writes in the background is interrupted.
+        self.connection.raw_sql("SET async_threads = 0")
 
     def batches(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
         # Not table.to_pyarrow_batches: Ibis 12 calls a method for it that DuckDB 2 no longer has.
@@ -152,12 +156,26 @@ def open_engine(scratch: Path, options: PreparationOptions) -> Iterator[Engine]:
     engine = DuckDB(scratch, options)
     try:
         yield engine
-    except duckdb.OutOfMemoryException as error:
-        raise DataError(
-            f"the engine needs more than {options.memory_limit} of memory, or the disk is full: "
-            f"raise --memory_limit or give --threads a smaller number ({error})"
-        ) from error
-    except duckdb.IOException as error:
-        raise OSError(str(error)) from error
+    except (duckdb.OutOfMemoryException, duckdb.IOException, OSError) as error:  # OSError: a stream's, by way of Arrow
+        message = str(error)
+        if "failed to offload" in message:
+            raise OSError(errno.ENOSPC, f"No space left for what the engine spills: {_first(message)}") from error
+        if "Out of Memory Error" in message:
+            raise DataError(
+                f"the engine needs more than {options.memory_limit} of memory: raise --memory_limit "
+                f"or give --threads a smaller number ({_first(message)})"
+            ) from error
+        if isinstance(error, OSError):
+            raise
+        raise OSError(_first(message)) from error
     finally:
         engine.connection.disconnect()
+
+
+def _first(message: str) -> str:
+    """What an error of DuckDB says, without its advice, which is on settings that the user does not see."""
+    line, _, details = message.strip().splitlines()[0].partition("{")
+    try:
+        return json.loads("{" + details)["exception_message"]
+    except (ValueError, KeyError):
+        return line + ("{" + details if details else "")

@@ -45,10 +45,7 @@ def read_lines(source: Path, delimiter: str, columns: int) -> Iterator[Block]:
     line, rest = 1, b""
     try:
         with pa.input_stream(str(source), compression="detect") as stream:
-            first = True
             while chunk := stream.read(BLOCK_BYTES):
-                if first:
-                    chunk, first = chunk.removeprefix(BOM), False
                 # Only the new bytes are searched, so a line over many chunks costs no more than its length.
                 end = chunk.rfind(b"\n") + 1
                 if not end:
@@ -63,14 +60,16 @@ def read_lines(source: Path, delimiter: str, columns: int) -> Iterator[Block]:
                 rest = chunk[end:]
                 yield block
     except OSError as error:
-        raise DataError(
-            f"{source}, after line {line - 1}: the compressed file is truncated or damaged ({error}); fetch it again"
-        ) from error
+        compressed = source.suffix in (".gz", ".zst", ".bz2", ".lz4") and source.is_file()
+        trouble = "the compressed file is truncated or damaged" if compressed else "the file cannot be read"
+        raise DataError(f"{source}, after line {line - 1}: {trouble} ({error}); fetch it again") from error
     if rest:
         yield _check(rest + b"\n", line, delimiter, columns)
 
 
 def _check(text: bytes, first: int, delimiter: str, columns: int) -> Block:
+    if first == 1:
+        text = text.removeprefix(BOM)
     data = np.frombuffer(text, np.uint8)
     ends = np.flatnonzero(data == NEWLINE)
     found = np.diff(np.searchsorted(np.flatnonzero(data == ord(delimiter)), ends), prepend=0) + 1
@@ -90,7 +89,8 @@ def _check(text: bytes, first: int, delimiter: str, columns: int) -> Block:
         trouble = _trouble(text[start:end].removesuffix(b"\r"), delimiter, columns, int(found[i]))
         if trouble:
             column, reason = trouble
-            bad.append(BadLine(first + int(i), column, reason, text[start:end].decode("utf-8", "replace").rstrip("\r")))
+            shown = text[start:end].decode("utf-8", "replace").removesuffix("\r")
+            bad.append(BadLine(first + int(i), column, reason, shown))
             good[i] = keep[start : end + 1] = False
     return Block(data[keep].tobytes() if bad else text, lines[good], tuple(bad))
 

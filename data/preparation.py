@@ -7,11 +7,14 @@ cheap: the engine and torch are loaded when a preparation starts.
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -165,6 +168,7 @@ def prepare_dataset(
     DataError: ``out`` is taken by anything else, or the sources are bad; nothing is left at ``out`` then.
     """
     from data.engine import open_engine
+    from data.interruption import interruptible
     from data.prepared import PreparedWriter
     from data.rejects import Rejects
 
@@ -178,33 +182,35 @@ def prepare_dataset(
         return done
 
     _note_leftovers(out)
-    partial = out.parent / f"{out.name}.partial-{os.getpid()}"
-    try:
-        partial.mkdir(parents=True)
-        scratch = partial / "scratch"
-        scratch.mkdir()
-        writer = PreparedWriter(partial, fingerprint)
-        rejects = Rejects(partial, options.on_bad_row == "skip")
-        with open_engine(scratch, options) as engine, closing(rejects):
-            workspace = Workspace(sources, engine, scratch, writer, rejects, started=started)
-            workspace.say(f"{name}: {', '.join(str(path) for path in sources)}")
-            draft = build(workspace)
-        shutil.rmtree(scratch)
-        provenance = {
-            "source": described,
-            "fingerprint": fingerprint,
-            "options": options.defining(),
-            "counts": workspace.counts,
-            "statistics": workspace.statistics,
-            "versions": _versions(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        schema = writer.finish(draft, provenance)
-        _publish(partial, out)
-    except OSError as error:
-        raise DataError(f"{out} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    # Not only the process id: in containers, every run may have the same.
+    partial = out.parent / f"{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+    with interruptible():
+        try:
+            partial.mkdir(parents=True)
+            scratch = partial / "scratch"
+            scratch.mkdir()
+            writer = PreparedWriter(partial, fingerprint)
+            rejects = Rejects(partial, options.on_bad_row == "skip")
+            with open_engine(scratch, options) as engine, closing(rejects):
+                workspace = Workspace(sources, engine, scratch, writer, rejects, started=started)
+                workspace.say(f"{name}: {', '.join(str(path) for path in sources)}")
+                draft = build(workspace)
+            shutil.rmtree(scratch)
+            provenance = {
+                "source": described,
+                "fingerprint": fingerprint,
+                "options": options.defining(),
+                "counts": workspace.counts,
+                "statistics": workspace.statistics,
+                "versions": _versions(),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            schema = writer.finish(draft, provenance)
+            _publish(partial, out)
+        except OSError as error:
+            raise _not_written(out, error) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     rates = ", ".join(f"{task.name} {task.train_rate:.4f}" for task in schema.tasks)
     rows = ", ".join(f"{split} {count:,}" for split, count in schema.rows.items())
     workspace.say(f"done: {out} · rows: {rows} · training rate: {rates}")
@@ -242,7 +248,7 @@ def _finished(out: Path, fingerprint: str, overwrite: bool) -> FeatureSchema | N
         return None
     try:
         schema = FeatureSchema.load(out)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged file makes of it
         schema = None
     if schema is None or schema.provenance.get("fingerprint") != fingerprint:
         raise DataError(
@@ -253,8 +259,19 @@ def _finished(out: Path, fingerprint: str, overwrite: bool) -> FeatureSchema | N
 
 
 def _note_leftovers(out: Path) -> None:
-    for path in sorted(out.parent.glob(f"{out.name}.partial-*")):
+    for path in sorted(out.parent.glob(f"{glob.escape(out.name)}.partial-*")):
         print(f"note: {path} is left from a preparation that was interrupted (or still runs); remove it if not")
+    for path in sorted(out.parent.glob(f"{glob.escape(out.name)}.replaced-*")):
+        print(f"note: {path} is what an interrupted preparation with --overwrite had moved away; keep or remove it")
+
+
+def _not_written(out: Path, error: OSError) -> DataError:
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        return DataError(
+            f"{out} could not be written: no space left on its disk, which holds the intermediate files too; "
+            f"free some or choose another --out ({error})"
+        )
+    return DataError(f"{out} could not be written: {error}")
 
 
 def _publish(partial: Path, out: Path) -> None:

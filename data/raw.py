@@ -24,6 +24,8 @@ from data.preparation import DataError, Workspace, count_rows
 from data.rejects import column_name
 
 ROW = "row"  # 1-based number of the data row over all source files, bad rows counted too
+TEXT = "line text"  # the row as it stands in the file, where nothing is not the only text that means missing
+LARGEST = 1e30  # its square, summed over any number of rows, fits float64, and what is standardised fits float32
 COMPRESSIONS = ("", ".gz", ".zst")
 
 
@@ -40,6 +42,8 @@ class Layout:
 @dataclass(frozen=True)
 class Raw:
     """Staged rows: ``table`` has ``row`` and the layout's columns as strings, null where the value is missing.
+
+    And TEXT, if the layout has other texts that mean missing than nothing.
 
     rows: of the source, bad ones included · files: each file and its number of rows, in order.
     """
@@ -114,7 +118,7 @@ def stage(workspace: Workspace, layout: Layout, sources: Sequence[Path], name: s
             files.append((source, rows - before))
     workspace.counts[_count(name, "input_rows")] = rows
     workspace.say(f"read {rows:,} rows of {', '.join(path.name for path in sources)}")
-    return Raw(name, workspace.connection.read_parquet(path), rows, layout, tuple(files))
+    return Raw(name, _with_nulls(workspace, path, layout, name), rows, layout, tuple(files))
 
 
 def require(workspace: Workspace, raw: Raw, checks: Sequence[Check]) -> Raw:
@@ -139,8 +143,8 @@ def require(workspace: Workspace, raw: Raw, checks: Sequence[Check]) -> Raw:
             line,
             column_name(raw.layout.columns, raw.layout.columns.index(check.column) + 1),
             f"expected {check.expected}, found {found}",
-            raw.layout.delimiter.join(record[column] or "" for column in raw.layout.columns),
-            f" ({others:,} more rows are bad)" if others else "",
+            record[TEXT] if TEXT in record else raw.layout.delimiter.join(record[c] or "" for c in raw.layout.columns),
+            f" ({others:,} more {'rows are' if others > 1 else 'row is'} bad)" if others else "",
         )
     if not workspace.rejects.skip:
         return raw
@@ -155,12 +159,14 @@ def require(workspace: Workspace, raw: Raw, checks: Sequence[Check]) -> Raw:
 
 def is_integer(column: ir.StringValue, allow_negative: bool = True) -> ir.BooleanValue:
     """Whether the text is a whole number that fits int64. Engines' casts are laxer: some read '1.5' as 2."""
-    return column.re_search(r"^-?[0-9]{1,18}$" if allow_negative else r"^[0-9]{1,18}$")
+    # Not $, which in Spark's regular expressions also stands before a last U+0085, U+2028 or U+2029.
+    return column.re_search(r"^-?[0-9]{1,18}\z" if allow_negative else r"^[0-9]{1,18}\z")
 
 
 def is_finite_number(column: ir.StringValue) -> ir.BooleanValue:
-    """Whether the text is a decimal number: 'nan' and 'inf' are not."""
-    return column.re_search(r"^[-+]?([0-9]{1,200}\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?$")
+    """Whether the text is a decimal number of at most LARGEST: 'nan' and 'inf' are none."""
+    number = column.re_search(r"^[-+]?([0-9]{1,200}\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?\z")
+    return number & (column.try_cast("float64").abs() <= LARGEST)
 
 
 def _count(name: str, what: str) -> str:
@@ -177,6 +183,7 @@ def _data_lines(source: Path, layout: Layout) -> Iterator[Block]:
             raise DataError(f"{source}: there are no rows in it; is the download complete?")
         if first.bad and first.bad[0].line == 1:
             _check_header(source, layout, first.bad[0].text)
+            raise DataError(f"{source}, line 1, in the header: {first.bad[0].reason}")
         end = first.text.find(b"\n") + 1
         _check_header(source, layout, first.text[:end].decode("utf-8"))
         yield Block(first.text[end:], first.lines[1:], first.bad)
@@ -194,8 +201,19 @@ def _check_header(source: Path, layout: Layout, line: str) -> None:
         )
 
 
+def _with_nulls(workspace: Workspace, path: Path, layout: Layout, name: str) -> ir.Table:
+    """The staged rows. The texts that mean missing become nulls here, so that a rejected row can be shown unchanged."""
+    table = workspace.connection.read_parquet(path)
+    words = [word for word in layout.missing if word]
+    if not words:
+        return table
+    nulls = {column: reduce(lambda value, word: value.nullif(word), words, table[column]) for column in layout.columns}
+    text = ibis.literal(layout.delimiter).join([table[column].fill_null("") for column in layout.columns])
+    return workspace.view(table.mutate(**nulls, **{TEXT: text}), f"staged_{name}")
+
+
 def _part(block: Block, layout: Layout) -> list[pa.Array]:
-    """The columns of the block's lines."""
+    """The columns of the block's lines, null where there is no text."""
     table = pa.csv.read_csv(
         pa.BufferReader(block.text),
         pa.csv.ReadOptions(column_names=layout.columns, block_size=len(block.text) + 1),
@@ -204,7 +222,7 @@ def _part(block: Block, layout: Layout) -> list[pa.Array]:
         ),
         pa.csv.ConvertOptions(
             column_types=dict.fromkeys(layout.columns, pa.string()),
-            null_values=list(layout.missing),
+            null_values=[""],
             strings_can_be_null=True,
         ),
     )

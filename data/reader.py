@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.preparation import DataError
 from kunlun.features import TIME, Batch, EventType, FeatureSchema, Jagged
 
 Split = Literal["train", "valid", "test"]
@@ -55,11 +56,12 @@ class Columns:
         files = sorted(directory.glob("*.arrow"))
         if not files:
             raise FileNotFoundError(f"{directory} holds no *.arrow file: the data set is incomplete; prepare it again")
-        batches = [b for f in files for b in pa.ipc.open_stream(pa.memory_map(str(f)))]
+        opened = [_open(file, "stream") for file in files]
+        batches = [batch for found, _ in opened for batch in found]
         self.first = np.cumsum([0, *(b.num_rows for b in batches)])
         self.rows = int(self.first[-1])
         self._batches = batches
-        self.names = pa.ipc.open_stream(pa.memory_map(str(files[0]))).schema.names
+        self.names = opened[0][1].names
         self._views: dict[str, list[np.ndarray]] = {}
 
     def locate(self, rows: np.ndarray) -> list[Place]:
@@ -100,15 +102,49 @@ class History:
     """One event type's log: every user's events once."""
 
     def __init__(self, directory: Path, event: EventType) -> None:
-        table = _map(directory / f"{event.name}.arrow")
+        self.path = directory / f"{event.name}.arrow"
+        table = _map(self.path)
         self.offsets = _flat(_map(directory / f"{event.name}.offsets.arrow").column("offset"))
         self.columns = {name: _flat(table.column(name)) for name in table.schema.names}
+        last = int(self.offsets[-1]) if self.offsets.size else -1
+        if last != table.num_rows:
+            raise DataError(f"{self.path} holds {table.num_rows:,} events, its offsets {last:,}; prepare it again")
+
+    def starts(self, owners: np.ndarray, pointers: np.ndarray) -> np.ndarray:
+        """Where the histories of the requests begin. DataError: a pointer outside its history, of a damaged file.
+
+        Out of its history, a pointer would quietly hand out the events of another user.
+        """
+        if owners.size and (owners.min() < 0 or owners.max() >= self.offsets.size - 1):
+            raise DataError(
+                f"{self.path} has {self.offsets.size - 1:,} histories, a row asks for another; prepare again"
+            )
+        starts = self.offsets[owners]
+        if (pointers < 0).any() or (pointers > self.offsets[owners + 1] - starts).any():
+            raise DataError(f"a row points outside its history in {self.path}; prepare the data set again")
+        return starts
+
+
+def _open(path: Path, kind: Literal["stream", "file"]) -> tuple[list[pa.RecordBatch], pa.Schema]:
+    """The batches of a file, mapped and not read. DataError: it is damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: the data set is incomplete; prepare it again")
+    try:
+        mapped = pa.memory_map(str(path))
+        if kind == "stream":
+            stream = pa.ipc.open_stream(mapped)
+            return list(stream), stream.schema
+        file = pa.ipc.open_file(mapped)
+        return [file.get_batch(i) for i in range(file.num_record_batches)], file.schema
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged or cut short ({error}); prepare the data set again") from error
 
 
 def _map(path: Path) -> pa.RecordBatch:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: the data set is incomplete; prepare it again")
-    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    batches, _ = _open(path, "file")
+    if len(batches) != 1:
+        raise DataError(f"{path} is damaged: it has {len(batches)} record batches, not one; prepare the data set again")
+    return batches[0]
 
 
 class PreparedSplit(Dataset[Batch]):
@@ -134,9 +170,16 @@ class PreparedSplit(Dataset[Batch]):
     @property
     def columns(self) -> Columns:
         if self._columns is None:
-            self._columns = Columns(self.directory / self.split)
+            columns = Columns(self.directory / self.split)
+            expected = self.schema.rows.get(self.split, columns.rows)
+            if columns.rows != expected:
+                raise DataError(
+                    f"{self.directory / self.split} holds {columns.rows:,} rows where the schema counts {expected:,}: "
+                    "a file is missing, cut short or of another data set; prepare it again"
+                )
             folder = self.directory / "histories"
             self._histories = {e.name: History(folder, e) for e in self.schema.events}
+            self._columns = columns
         return self._columns
 
     def __len__(self) -> int:
@@ -199,7 +242,7 @@ class PreparedSplit(Dataset[Batch]):
         for i, event in enumerate(self.schema.events):
             history = self._histories[event.name]
             lengths = np.minimum(pointers[:, i], event.max_length)
-            index, offsets = ranges(history.offsets[owners] + pointers[:, i] - lengths, lengths)
+            index, offsets = ranges(history.starts(owners, pointers[:, i]) + pointers[:, i] - lengths, lengths)
             where, longest = to_tensor(offsets, np.int64), int(lengths.max(initial=0))
             names = [f.name for f in event.fields] + ([TIME] if event.timestamps else [])
             events[event.name] = {

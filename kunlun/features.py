@@ -149,14 +149,17 @@ class FeatureSchema:
 
     @classmethod
     def load(cls, directory: str | Path) -> FeatureSchema:
-        """Read ``directory/schema.json``; FileNotFoundError says how to make one."""
+        """Read ``directory/schema.json``; FileNotFoundError says how to make one, ValueError what is wrong with it."""
         path = Path(directory) / SCHEMA_FILE
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} not found: {directory} is not a prepared data set. "
                 "Make one with: python cli.py prepare criteo|userbehavior|taobao-x1 --raw FILE_OR_DIR --out DIR"
             )
-        return cls.from_json(path.read_text(encoding="utf-8"))
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a damaged file makes of it
+            raise ValueError(f"{path} cannot be read ({error!r}); prepare the data set again") from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,47 @@
+"""Signals that end a program, as exceptions that come through: Ctrl-C, a scheduler's SIGTERM, a closed terminal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP end the program as Ctrl-C does, through every ``finally``: exit codes 143 and 129.
+
+    Signals that the program handles itself, or ignores as under nohup, are left to it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield
+        return
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise _ending(number)
+
+    default = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    ours = {number: handler for number, handler in before.items() if handler in default}
+    for number in ours:
+        signal.signal(number, handle)
+    try:
+        yield
+    except Exception as error:
+        # An engine that is computing when the signal comes makes an error of its own of what the handler raises.
+        if received:
+            raise _ending(received[0]) from error
+        raise
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+def _ending(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
