@@ -108,7 +108,7 @@ def inspect(argv: list[str]) -> int:
 
 # The options that are paths: what stands for one in the usage, and the help.
 PATHS = {
-    "raw": ("FILE_OR_DIR", "The raw file, or the directory that holds it."),
+    "raw": ("FILE_OR_DIR", "The raw file, the directory or zip archive that holds it, or hf://datasets/OWNER/NAME."),
     "impressions": ("FILE_OR_DIR", "The table of impressions: Parquet or CSV, a file or a directory of files."),
     "events": ("FILE_OR_DIR", "The event log that histories are made of, likewise; without it there are none."),
     "schema": ("FILE.yaml", "What the columns mean."),
@@ -165,22 +165,25 @@ def _read_options(
 
     An ``optional`` path that is not given is None.
     """
+    from data.hub import HUB, locate
     from kunlun.command_line import split_arguments
     from kunlun.config_check import ConfigChecker
     from kunlun.configuration import ConfigTree, Text
 
     given = {o.key.replace("-", "_"): Text("true" if o.value is None else o.value) for o in split_arguments(argv)[1]}
     needed = tuple(key for key in paths if key not in optional or key in given)
-    found = {key: Path(given.pop(key, "")).expanduser() for key in needed}
-    if Path() in found.values():
+    found = {key: os.path.expanduser(given.pop(key, "")) for key in needed}
+    if "" in found.values():
         raise ConfigError(f"{command} needs {_usage(needed).replace(' --', ' and --')}")
     for key, path in found.items():
-        if key != "out" and not path.exists():
+        if key != "out" and not (os.path.exists(path) or (key == "raw" and path.startswith(HUB))):
             raise ConfigError(f"{command}: --{key} {path}: no such file or directory")
     checker = ConfigChecker(ConfigTree({"options": given}))
     try:
         checker.arguments("options", given, options_class)
-        return [found.get(key) for key in paths], options_class(**checker.settle(given, "options"))
+        options = options_class(**checker.settle(given, "options"))
+        places = {key: locate(path) if key == "raw" else Path(path) for key, path in found.items()}
+        return [places.get(key) for key in paths], options
     except ConfigError as error:
         raise ConfigError(str(error).replace("command line: options.", f"{command}: --", 1)) from None
     except ValueError as error:
