@@ -63,7 +63,7 @@ def read_lines(source: Path, delimiter: str, columns: int) -> Iterator[Block]:
         compressed = source.suffix in (".gz", ".zst", ".bz2", ".lz4") and source.is_file()
         trouble = "the compressed file is truncated or damaged" if compressed else "the file cannot be read"
         raise DataError(f"{source}, after line {line - 1}: {trouble} ({error}); fetch it again") from error
-    if rest:
+    if rest and (rest != BOM or line > 1):
         yield _check(rest + b"\n", line, delimiter, columns)
 
 

@@ -35,6 +35,10 @@ class Spool:
     def append(self, columns: list[pa.Array]) -> None:
         """``columns`` in the order of the schema, of its types."""
         for i, (column, files) in enumerate(zip(columns, self._files, strict=True)):
+            if column.type != self.schema.types[i]:
+                raise TypeError(f"column {self.schema.names[i]!r} is {column.type}, not {self.schema.types[i]}")
+            if nulls := column.null_count or (column.flatten().null_count if pa.types.is_nested(column.type) else 0):
+                raise RuntimeError(f"column {self.schema.names[i]!r} has {nulls} nulls where every row needs a value")
             buffers = list(_split(column))
             if len(buffers) == 2:  # lengths become offsets over the whole file
                 lengths = buffers[0]
@@ -97,9 +101,13 @@ class _Sink:
 
 
 def _parts_of(kind: pa.DataType) -> tuple[str, ...]:
-    if pa.types.is_large_list(kind) or pa.types.is_large_string(kind):
+    if pa.types.is_large_string(kind):
         return ("offsets", "values")
-    return ("values",)
+    varying = pa.types.is_large_list(kind)
+    item = kind.value_type if varying or pa.types.is_fixed_size_list(kind) else kind
+    if not (pa.types.is_integer(item) or pa.types.is_floating(item)):
+        raise TypeError(f"columns of type {kind} cannot be written")
+    return ("offsets", "values") if varying else ("values",)
 
 
 def _split(column: pa.Array) -> Iterator[np.ndarray]:
