@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 _ROUNDS = 6
+_AT_ONCE = 65_536  # places permuted together: a call costs as much as thousands of places
 
 
 def permute(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
@@ -85,11 +86,21 @@ class BatchOrder(Sampler[np.ndarray]):
         if not self._ready or self.position >= len(self) > 0:
             self.epoch, self.position = self.epoch + 1, 0
         self._ready = False
-        for position in range(self.position, len(self)):
-            start = (position * self.world + self.rank) * self.batch_size
-            index = np.arange(start, min(start + self.batch_size, self.rows))
-            self.position = position + 1  # before it is handed out: a saved state names the next batch
-            yield permute(index, self.rows, self.seed, self.epoch) if self.shuffle else index
+        step = max(_AT_ONCE // self.batch_size, 1)
+        for first in range(self.position, len(self), step):
+            positions = range(first, min(first + step, len(self)))
+            for position, batch in zip(positions, self._batches(positions), strict=True):
+                self.position = position + 1  # before it is handed out: a saved state names the next batch
+                yield batch
+
+    def _batches(self, positions: range) -> list[np.ndarray]:
+        """The rows of the batches at ``positions`` of this rank's epoch."""
+        starts = (np.array(positions) * self.world + self.rank) * self.batch_size
+        index = (starts[:, None] + np.arange(self.batch_size)).ravel()
+        index = index[index < self.rows]  # only the last batch of all is short
+        if self.shuffle:
+            index = permute(index, self.rows, self.seed, self.epoch)
+        return np.split(index, np.arange(1, len(positions)) * self.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position}
