@@ -14,7 +14,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data.order import BatchOrder
 from data.reader import PreparedSplit, Split
-from data.synthetic import PRESETS, SyntheticWorld
+from data.synthetic import SyntheticWorld
+from data.synthetic_presets import PRESETS, altered
 from kunlun.features import Batch, FeatureSchema
 
 
@@ -153,30 +154,59 @@ class SyntheticSplit(Dataset[Batch]):
 class SyntheticData(DataModule):
     """The synthetic world, generated as it is read (``docs/synthetic.md``).
 
+    What is null is as in the preset. A world that differs from its preset in more than its rows is calibrated anew,
+    which takes seconds.
+
     Args:
-        preset: which world; ``tiny`` trains in two minutes on two cores.
-        batch_size, eval_batch_size, max_length, num_workers, predict_split: as for PreparedData.
-        seed: of the order of training rows; the world's own seed is part of the preset.
+        preset: which world; ``tiny`` trains in two minutes on two cores, ``small`` in some more, ``large`` is for a
+            GPU and ``massive`` for many.
+        strengths: part → how much it moves the log-odds; parts that are left out are as in the preset.
+        ctr: mean click probability.
+        label_noise: share of the click labels drawn at the rate ``ctr``, whatever the sample.
+        tasks: ``[click]`` or ``[click, conversion]``.
+        conversion_rate: mean probability of click and conversion, with two tasks.
+        world_seed: another world of the same kind.
+        train_rows: size of the training split; valid and test stay the same rows.
+        batch_size, eval_batch_size, num_workers, predict_split: as for PreparedData.
+        max_length: L_max, the newest events of each type that a row shows; null: all that its label depends on.
+        seed: of the order of training rows.
     """
 
     def __init__(
         self,
-        preset: Literal["tiny"] = "tiny",
+        preset: Literal["tiny", "small", "small_5pct", "large", "massive"] = "tiny",
+        strengths: dict[str, float] | None = None,
+        ctr: float | None = None,
+        label_noise: float | None = None,
+        tasks: list[Literal["click", "conversion"]] | None = None,
+        conversion_rate: float | None = None,
+        world_seed: int | None = None,
+        train_rows: int | None = None,
         batch_size: int = 512,
         eval_batch_size: int = 4096,
-        max_length: int = 48,
+        max_length: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
         predict_split: Split = "test",
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, max_length, num_workers, seed, predict_split)
-        self.preset = preset
+        self.config = altered(
+            PRESETS[preset],
+            strengths=strengths,
+            ctr=ctr,
+            label_noise=label_noise,
+            tasks=None if tasks is None else tuple(tasks),
+            conversion_rate=conversion_rate,
+            seed=world_seed,
+            train_rows=train_rows,
+        )
+        shown = self.config.max_events if max_length is None else max_length
+        super().__init__(batch_size, eval_batch_size, shown, num_workers, seed, predict_split)
         self._world: SyntheticWorld | None = None
 
     @property
     def world(self) -> SyntheticWorld:
         if self._world is None:
-            self._world = SyntheticWorld(PRESETS[self.preset])
+            self._world = SyntheticWorld(self.config)
         return self._world
 
     @property

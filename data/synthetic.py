@@ -29,7 +29,7 @@ WORLD_VERSION = 1  # counts up with any change to what a sample holds
 DENSE = ("price", "account_age", "noise")
 SPARSE = ("user", "item", "category", "hour", "device", "placement", "segment")
 _FIRST_ID = 2  # ids 0 and 1 mean missing and unknown
-_CHUNK = 2_048
+_CHUNK_EVENTS = 3 * 2_048 * 48
 
 
 class SyntheticWorld:
@@ -116,7 +116,8 @@ class SyntheticWorld:
 
     def parts(self, indices: Tensor) -> Tensor:
         """(B, len(PARTS)) float64: the standardised parts, order of ``PARTS``, whatever their strengths."""
-        return torch.cat([self._standard_parts(self._impressions(chunk)) for chunk in _chunks(indices)])
+        chunks = _chunks(indices, self.config)
+        return torch.cat([self._standard_parts(self._impressions(chunk)) for chunk in chunks])
 
     def oracle(self, indices: Tensor) -> Tensor:
         """(B, tasks) float64: the true probabilities of the labels."""
@@ -205,9 +206,9 @@ def _packed_events(sample: Impressions, shown: int, max_length: int) -> dict[str
     return packed
 
 
-def _chunks(indices: Tensor) -> tuple[Tensor, ...]:
+def _chunks(indices: Tensor, config: SyntheticConfig) -> tuple[Tensor, ...]:
     """Pieces that stay in a processor's cache."""
-    return indices.split(_CHUNK)
+    return indices.split(max(1, _CHUNK_EVENTS // (len(TYPES) * config.max_events)))
 
 
 def calibrate(config: SyntheticConfig, rows: int = 1 << 15) -> Calibration:
@@ -220,7 +221,7 @@ def calibrate(config: SyntheticConfig, rows: int = 1 << 15) -> Calibration:
     people, parts = People(config), Parts(config.seed, config.groups, config.user_buckets)
     start = len(SPLITS) * MAX_ROWS
     raw, lengths = [], torch.zeros(len(TYPES), dtype=torch.int64)
-    for chunk in _chunks(torch.arange(start, start + rows)):
+    for chunk in _chunks(torch.arange(start, start + rows), config):
         sample = people.impressions(chunk)
         raw.append(parts(sample))
         lengths += sample.events.offsets.diff().view(len(TYPES), -1).sum(1)

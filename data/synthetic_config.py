@@ -30,7 +30,7 @@ class Strengths:
 
     def __post_init__(self) -> None:
         for name, strength in self.by_part().items():
-            _check(f"the strength of {name}", strength, 0, 10)
+            _check(f"strengths.{name}", strength, 0, 10)
 
     def by_part(self) -> dict[str, float]:
         """Part → strength, in the order of ``PARTS``."""
@@ -41,8 +41,9 @@ class Strengths:
 class Stream:
     """How often events of one type happen and how much of them is noise.
 
-    periods: 1 to 64 numbers of days between two visits, one drawn per user; 0 = a user without such events ·
-    noise: share of events whose item says nothing of the user's interests, in [0, 1], kept in steps of 1/256.
+    periods: 1 to 64 numbers of days between two visits, one drawn per user; 0 = a user without such events; for delayed
+    conversions, numbers of click visits of which one converts · noise: share of events whose item says nothing of the
+    user's interests, in [0, 1], kept in steps of 1/256.
     """
 
     periods: tuple[int, ...]
@@ -65,8 +66,10 @@ class SyntheticConfig:
     sample · max_events: newest events per type that a sample shows; its probability depends on no others ·
     users, items: id spaces, without tables · user_buckets: ids that the user field shows, hashed · categories: item
     modulo categories is its category · groups: category modulo groups is its group · interests: categories that a user
-    likes at one time, each for interest_days · horizon_days: users join from day 0 on, requests come in the last
-    request_days · *_rows: sizes of the splits, which a change of one does not move.
+    likes at one time, each for interest_days · delayed_conversions: a conversion follows a click visit of its user by
+    minutes to days and is an event of the moment it becomes known, else conversions are a stream of their own ·
+    horizon_days: users join from day 0 on, requests come in the last request_days · *_rows: sizes of the splits, which
+    a change of one does not move.
     """
 
     strengths: Strengths
@@ -89,6 +92,7 @@ class SyntheticConfig:
     click: Stream = Stream((0, 1, 2, 3, 4, 6, 8, 12, 16, 32), noise=0.125)
     conversion: Stream = Stream((0, 0, 4, 8, 16, 32), noise=0.0625)
     impression: Stream = Stream((0, 1, 2, 3, 4, 6, 8, 16), noise=0.75)
+    delayed_conversions: bool = False
     train_rows: int = 65_536
     valid_rows: int = 8_192
     test_rows: int = 8_192
@@ -98,7 +102,7 @@ class SyntheticConfig:
             raise ValueError(
                 f"synthetic world: tasks must be ('click',) or ('click', 'conversion'), got {self.tasks!r}"
             )
-        _check("seed", self.seed, 0, 2**63 - 1)
+        _check("world_seed (the seed of the configuration)", self.seed, 0, 2**63 - 1)
         _check("ctr", self.ctr, 0.001, 0.999)
         if "conversion" in self.tasks:
             _check("conversion_rate", self.conversion_rate, 0.01 * self.ctr, 0.99 * self.ctr, " (1 % to 99 % of ctr)")

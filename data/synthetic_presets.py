@@ -2,15 +2,67 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 
-from data.synthetic_config import SPLITS, Calibration, Strengths, SyntheticConfig
+from data.synthetic_config import SPLITS, Calibration, Stream, Strengths, SyntheticConfig
+
+_DELAYED = Stream((0, 1, 2, 3, 4, 8), noise=0.0625)
+
+_SMALL = SyntheticConfig(
+    strengths=Strengths(recency=0.8, motif=0.6, long_range=0.6, context=0.6, event_types=0.6, crosses=0.5, memory=0.3),
+    max_events=100,
+    users=100_000,
+    user_buckets=4_096,
+    items=4_096,
+    categories=64,
+    horizon_days=180,
+    click=Stream((0, 1, 1, 2, 2, 3, 4, 6, 8, 16), noise=0.125),
+    conversion=_DELAYED,
+    impression=Stream((0, 1, 1, 2, 3, 4, 6, 8), noise=0.75),
+    delayed_conversions=True,
+    train_rows=1 << 18,
+    valid_rows=1 << 15,
+    test_rows=1 << 15,
+)
+
+_LARGE = replace(
+    _SMALL,
+    max_events=1_000,
+    users=100_000_000,
+    user_buckets=1_000_000,
+    items=10_240_000,
+    categories=1_024,
+    groups=16,
+    horizon_days=720,
+    request_days=60,
+    click=Stream((0, 1, 1, 1, 1, 2, 2, 3, 4, 8), noise=0.125),
+    impression=Stream((0, 1, 1, 1, 2, 2, 3, 4), noise=0.75),
+    train_rows=1_000_000_000,
+    valid_rows=1 << 20,
+    test_rows=1 << 20,
+)
 
 PRESETS: dict[str, SyntheticConfig] = {
     "tiny": SyntheticConfig(
         strengths=Strengths(
             recency=0.7, motif=0.4, long_range=0.5, context=0.4, event_types=0.5, crosses=0.5, memory=0.2
         ),
+    ),
+    "small": _SMALL,
+    "small_5pct": replace(_SMALL, ctr=0.05, conversion_rate=0.01),
+    "large": _LARGE,
+    "massive": replace(
+        _LARGE,
+        users=1_000_000_000,
+        user_buckets=1_000_000_000,
+        items=1_000_000_000,
+        categories=4_000,
+        groups=32,
+        train_rows=70_000_000_000,
+        valid_rows=1 << 24,
+        test_rows=1 << 24,
     ),
 }
 
@@ -20,6 +72,18 @@ CALIBRATIONS: dict[str, Calibration] = {
         std=(0.445383, 0.324918, 0.087404, 0.233697, 0.652842, 2.062411, 1.432673),
         bias=(-1.466516,),
         mean_lengths=(15.683781, 5.346994, 18.245813),
+    ),
+    "small": Calibration(
+        mean=(0.361617, 0.000121, 0.132617, -0.102249, 0.642726, 0.001556, -0.007027),
+        std=(0.467128, 0.459541, 0.069107, 0.21028, 0.760225, 2.060874, 1.416157),
+        bias=(-1.634838,),
+        mean_lengths=(53.97572, 16.52458, 55.817924),
+    ),
+    "small_5pct": Calibration(
+        mean=(0.361617, 0.000121, 0.132617, -0.102249, 0.642726, 0.001556, -0.007027),
+        std=(0.467128, 0.459541, 0.069107, 0.21028, 0.760225, 2.060874, 1.416157),
+        bias=(-4.376048,),
+        mean_lengths=(53.97572, 16.52458, 55.817924),
     ),
 }
 
@@ -31,3 +95,36 @@ def shipped_calibration(config: SyntheticConfig) -> Calibration | None:
         if replace(preset, train_rows=train, valid_rows=valid, test_rows=test) == config:
             return CALIBRATIONS.get(name)
     return None
+
+
+def altered(
+    preset: SyntheticConfig,
+    *,
+    strengths: Mapping[str, float] | None = None,
+    ctr: float | None = None,
+    label_noise: float | None = None,
+    tasks: tuple[str, ...] | None = None,
+    conversion_rate: float | None = None,
+    seed: int | None = None,
+    train_rows: int | None = None,
+) -> SyntheticConfig:
+    """``preset`` with what is not None put in its place; ``strengths`` names the parts that change.
+
+    ValueError names the limits of a value that is impossible.
+    """
+    parts = preset.strengths.by_part()
+    for part in strengths or ():
+        if part not in parts:
+            near = difflib.get_close_matches(part, parts, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"synthetic world: strengths has no part {part!r}{hint} (known: {', '.join(parts)})")
+    return replace(
+        preset,
+        strengths=replace(preset.strengths, **(strengths or {})),
+        ctr=preset.ctr if ctr is None else ctr,
+        label_noise=preset.label_noise if label_noise is None else label_noise,
+        tasks=preset.tasks if tasks is None else tasks,
+        conversion_rate=preset.conversion_rate if conversion_rate is None else conversion_rate,
+        seed=preset.seed if seed is None else seed,
+        train_rows=preset.train_rows if train_rows is None else train_rows,
+    )

@@ -2,7 +2,8 @@
 
 A user's past is a fixed stream: days are cut into slots of the user's own period (per event type), each slot holds one
 visit, each visit one to four events. Any slot can be computed without the others, so a user asked again later has the
-same past and more of it, and only the events that are shown are ever computed.
+same past and more of it, and only the events that are shown are ever computed. Where conversions are delayed, their
+slots are whole numbers of click slots: one of the click visits inside converts, before the slot ends.
 
 Legend: B samples · E event types · V visits · N events, packed. Segment e·B + b is type e of sample b.
 All of it is integer arithmetic on counter-based draws.
@@ -10,7 +11,7 @@ All of it is integer arithmetic on counter-based draws.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ DAY = 86_400
 EPOCH = 1_704_081_600  # 2024-01-01 04:00 UTC: days begin at 04:00, so that a visit never crosses into the next day
 HOURS, DEVICES, PLACEMENTS, SEGMENTS = 24, 4, 6, 8
 MAX_VISIT = 4
+_CLICK, _CONVERSION = (TYPES.index(name) for name in ("click", "conversion"))
 
 # Visits that begin in the 1st, 2nd, … hour of a day, out of 64: a small peak at noon, a large one in the evening.
 _VISITS_BY_HOUR = (1, 1, 2, 3, 4, 4, 4, 5, 5, 4, 3, 3, 3, 4, 5, 6, 5, 2)
@@ -31,6 +33,12 @@ _VISIT_SIZES = (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 4, 4, MAX_VISIT)
 _SPACINGS = (20, 40, 60, 90, 120, 180, 240, 300, 420, 600, 900, 1200, 1800, 2400, 4200, 5400)
 # Seconds from the begin of a visit to a request in it, to which up to a half is added.
 _REQUEST_DELAYS = (30, 60, 120, 300, 600, 900, 1800, 2700, 3600, 5400, 7200, 10800, 14400, 21600, 32400, 43200)
+# Seconds from a click to the moment its conversion is known, to which up to a half is added.
+_CONVERSION_DELAYS = (
+    *(120, 300, 600, 1_200, 1_800, 3_600, 7_200, 14_400),
+    *(28_800, 43_200, DAY, DAY * 3 // 2, 2 * DAY, 3 * DAY, 5 * DAY, 7 * DAY),
+)
+_LEAST_DELAY, _ORDER_SPACING = 60, 60
 _DEVICES = (0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3)  # 6 : 5 : 3 : 2
 
 
@@ -103,6 +111,8 @@ class People:
         # (E, B): the key and the period of each user's stream of each type
         stream = draw(person, torch.arange(1, len(TYPES) + 1, device=indices.device)[:, None])
         period = tables["periods"].gather(1, bits(stream, 0, 6))
+        if p.delayed_conversions:
+            period[_CONVERSION] *= period[_CLICK]
 
         request_time = self._request_time(moment, stream[0], period[0], join_day)
         category, item = self._candidate(candidate, person, request_time)
@@ -133,6 +143,7 @@ class People:
                 "sizes": _VISIT_SIZES,
                 "spacings": _SPACINGS,
                 "delays": _REQUEST_DELAYS,
+                "conversion_delays": _CONVERSION_DELAYS,
                 "devices": _DEVICES,
             }
             self._tables[device] = {name: torch.tensor(value, device=device) for name, value in raw.items()}
@@ -207,7 +218,13 @@ class People:
         segment, position = _expand(candidates)
         slot = position + _at(slots - candidates, segment)
         word = draw(_at(stream.view(-1), segment), slot + 1)
+        days = period
+        if p.delayed_conversions:
+            slot, word = self._converted(slot, word, segment, stream, period)
+            days = torch.stack([period[_CLICK] if e == _CONVERSION else own for e, own in enumerate(period)])
         size = _at(tables["sizes"], bits(word, 34, 4))
+        if p.delayed_conversions:
+            size = torch.where(segment // n_samples == _CONVERSION, (size + 1) >> 1, size)
         # Of no use: visits with enough events after them, even without those of the last visit.
         held = _offsets(size)
         after = _at(_at(held, candidates.cumsum(0)), segment) - held[1:]
@@ -215,10 +232,10 @@ class People:
         segment, slot, word, size = (_at(column, used) for column in (segment, slot, word, size))
 
         sample = segment % n_samples
-        days = _at(period.view(-1), segment)
+        days = _at(days.view(-1), segment)
         first_day = _at(join_day, sample) + slot * days
         interest = self._interest(_at(person, sample), below_small(word, 42, p.interests), first_day)
-        return _Visits(
+        visits = _Visits(
             word=word,
             segment=segment,
             request_time=_at(request_time, sample),
@@ -229,6 +246,44 @@ class People:
             # Most visits of one interest begin on the same side: the order of its two groups carries a signal.
             side=bits(interest, 0, 1) ^ (bits(word, 58, 3) == 0).long(),
             noise=_at(tables["noise"], segment // n_samples),
+        )
+        return self._delayed(visits, slot, days, first_day, period) if p.delayed_conversions else visits
+
+    def _converted(
+        self, slot: Tensor, word: Tensor, segment: Tensor, stream: Tensor, period: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Slot and random bits of each visit; of the click visit that converts where it is a conversion.
+
+        The first clicks of a visit convert, so their events have the same bits and mostly the same item.
+        """
+        n_samples = stream.shape[1]
+        begin, end = torch.searchsorted(segment, segment.new_tensor([_CONVERSION, _CONVERSION + 1]) * n_samples)
+        own = torch.arange(int(begin), int(end), device=segment.device)
+        sample = _at(segment, own) - _CONVERSION * n_samples
+        clicks = _at(period[_CONVERSION] // period[_CLICK].clamp(min=1), sample)
+        click_slot = _at(slot, own) * clicks + below_small(_at(word, own), 0, clicks)
+        click_word = draw(_at(stream[_CLICK], sample), click_slot + 1)
+        return slot.index_copy(0, own, click_slot), word.index_copy(0, own, click_word)
+
+    def _delayed(self, visits: _Visits, slot: Tensor, days: Tensor, first_day: Tensor, period: Tensor) -> _Visits:
+        """With every conversion some time after the clicks it is of, yet inside its slot, which keeps them in order."""
+        n_samples = period.shape[1]
+        own = (visits.segment // n_samples == _CONVERSION).nonzero().view(-1)
+        word, click_days = _at(visits.word, own), _at(days, own)
+        spacing, last = _at(visits.spacing, own), _at(visits.size, own) - 1
+        last_click = _at(visits.begin, own) + last * spacing + ((bits(draw(word, last + 1), 56, 8) * spacing) >> 9)
+        own_days = _at(period.view(-1), _at(visits.segment, own))
+        behind = _at(slot, own) % (own_days // click_days)
+        end = EPOCH + (_at(first_day, own) + own_days - behind * click_days) * DAY
+        more = draw(word, MAX_VISIT + 1)
+        delay = _at(self._on(word.device)["conversion_delays"], bits(more, 0, 4))
+        delay = delay + ((bits(more, 56, 8) * delay) >> 9)
+        room = end - last_click - _LEAST_DELAY - MAX_VISIT * _ORDER_SPACING * 3 // 2
+        known = last_click + _LEAST_DELAY + (delay - _LEAST_DELAY) % room
+        return replace(
+            visits,
+            begin=visits.begin.index_copy(0, own, known),
+            spacing=visits.spacing.index_fill(0, own, _ORDER_SPACING),
         )
 
     def _events(self, visits: _Visits, n_segments: int) -> Events:

@@ -133,6 +133,13 @@ def test_far_indices_and_an_empty_batch(world: SyntheticWorld) -> None:
     assert len(empty.events["click"]["item"]) == 0
 
 
+def test_the_tiny_world_is_the_one_that_was_published(world: SyntheticWorld, sample: Batch) -> None:
+    """What was measured on it stays comparable: no change of the program may change a sample of it."""
+    assert digest(sample) == "002f3d3caefef26229d3c4f5be73b54e2a0e10d645106ec809d5564d2eda86b8"
+    p = hashlib.sha256(world.oracle(torch.arange(4_096)).numpy().tobytes()).hexdigest()
+    assert p == "1289157a205c38927f45f81884b8c1b5c0e1acdf4b6bde465ee1f6fdc48daa31"
+
+
 def test_another_process_makes_the_same_world(sample: Batch) -> None:
     code = "\n".join(
         [
@@ -476,7 +483,7 @@ def test_impossible_worlds_are_refused_with_their_limits(change: dict, message: 
 
 
 def test_impossible_strengths_streams_and_indices_are_refused(world: SyntheticWorld) -> None:
-    with pytest.raises(ValueError, match=r"the strength of motif must lie in \[0, 10\], got -1"):
+    with pytest.raises(ValueError, match=r"strengths.motif must lie in \[0, 10\], got -1"):
         Strengths(motif=-1)
     with pytest.raises(ValueError, match=r"noise must lie in \[0, 1\]"):
         Stream((1,), noise=2.0)
