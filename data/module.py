@@ -15,6 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from data.order import BatchOrder
 from data.reader import PreparedSplit, Split
 from data.synthetic import SyntheticWorld
+from data.synthetic_oracle import summarise
 from data.synthetic_presets import PRESETS, altered
 from kunlun.features import Batch, FeatureSchema
 
@@ -63,6 +64,10 @@ class DataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> StatefulDataLoader:
         return self._loader(self.predict_split, self.eval_batch_size)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        # Lightning waits for the copy of what is not a tensor; from pinned memory there is no need to.
+        return batch.to(device, non_blocking=True)
 
     def _loader(self, name: Split, batch_size: int, shuffle: bool = False) -> StatefulDataLoader:
         # Rows of one request lie side by side unless shuffled: only then is a shared history worth looking for.
@@ -208,6 +213,15 @@ class SyntheticData(DataModule):
         if self._world is None:
             self._world = SyntheticWorld(self.config)
         return self._world
+
+    def true_probabilities(self, split: Split, rows: torch.Tensor) -> torch.Tensor:
+        """(B, tasks) float64: what the labels of ``rows`` (B,) of ``split`` were drawn with."""
+        return self.world.oracle(rows + self.world.split(split).start)
+
+    def oracle(self) -> tuple[str, dict[str, float]]:
+        """What the best model can expect on valid: a line to read, and the figures by name."""
+        found = summarise(self.world)
+        return found.line(), found.figures()
 
     @property
     def shown_events(self) -> int:

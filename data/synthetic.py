@@ -3,9 +3,8 @@
     world = SyntheticWorld(PRESETS["tiny"])
     batch = world.batch(torch.arange(512))          # a Batch like any other data set's
     p = world.oracle(torch.arange(512))             # (512, 1): the probability its labels were drawn with
-    oracle_ne(world, "valid").ne                    # the best that any model can expect
 
-``docs/synthetic.md`` shows the model behind it.
+``docs/synthetic.md`` shows the model behind it; ``data/synthetic_oracle.py`` says what the best model can expect.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -87,12 +86,16 @@ class SyntheticWorld:
         ``max_length`` shows fewer events per type, the newest; labels stay as they are, so a model may then fall short
         of the oracle.
         """
+        return self.known_batch(indices, max_length)[0]
+
+    def known_batch(self, indices: Tensor, max_length: int | None = None) -> tuple[Batch, Tensor]:
+        """``batch`` and ``oracle`` of the same indices for the price of one."""
         c = self.config
         if max_length is not None and not 1 <= max_length <= c.max_events:
             raise ValueError(f"synthetic world: max_length must lie in [1, {c.max_events}], got {max_length}")
         sample = self._impressions(indices)
-        p = self._probability(self._standard_parts(sample))
-        return Batch(
+        p = self.probability(self._standard_parts(sample))
+        batch = Batch(
             labels=self._labels(sample.word, p),
             dense=self._dense(sample),
             sparse=_FIRST_ID
@@ -113,6 +116,7 @@ class SyntheticWorld:
             request_time=sample.request_time,
             user=sample.user,
         )
+        return batch, p
 
     def parts(self, indices: Tensor) -> Tensor:
         """(B, len(PARTS)) float64: the standardised parts, order of ``PARTS``, whatever their strengths."""
@@ -121,7 +125,7 @@ class SyntheticWorld:
 
     def oracle(self, indices: Tensor) -> Tensor:
         """(B, tasks) float64: the true probabilities of the labels."""
-        return self._probability(self.parts(indices))
+        return self.probability(self.parts(indices))
 
     def _impressions(self, indices: Tensor) -> Impressions:
         if indices.dtype != torch.int64 or indices.dim() != 1:
@@ -135,14 +139,14 @@ class SyntheticWorld:
         mean = raw.new_tensor(self.calibration.mean)
         return (raw - mean) / raw.new_tensor(self.calibration.std)
 
-    def _probability(self, parts: Tensor) -> Tensor:
-        """(B, tasks) from (B, len(PARTS))."""
+    def probability(self, parts: Tensor) -> Tensor:
+        """(B, tasks): the true probabilities, from ``parts`` (B, len(PARTS))."""
         c = self.config
-        click = _sigmoid(self.calibration.bias[0] + _log_odds(parts, c.strengths))
+        click = sigmoid(self.calibration.bias[0] + log_odds_of(parts, c.strengths))
         click = (1.0 - c.label_noise) * click + c.label_noise * c.ctr
         if "conversion" not in c.tasks:
             return click[:, None]
-        converts = _sigmoid(self.calibration.bias[1] + _log_odds(parts, c.conversion_strengths))
+        converts = sigmoid(self.calibration.bias[1] + log_odds_of(parts, c.conversion_strengths))
         return torch.stack([click, click * converts], dim=1)
 
     def _labels(self, word: Tensor, p: Tensor) -> Tensor:
@@ -161,7 +165,7 @@ class SyntheticWorld:
         return torch.stack([price, (age - c.horizon_days / 2) / spread, noise], dim=1).float()
 
 
-def _log_odds(parts: Tensor, strengths: Strengths) -> Tensor:
+def log_odds_of(parts: Tensor, strengths: Strengths) -> Tensor:
     """(B,) Σ strength · part, added up in the order of ``PARTS`` so that the result does not depend on B."""
     total = torch.zeros_like(parts[:, 0])
     for number, strength in enumerate(strengths.by_part().values()):
@@ -170,7 +174,7 @@ def _log_odds(parts: Tensor, strengths: Strengths) -> Tensor:
     return total
 
 
-def _sigmoid(log_odds: Tensor) -> Tensor:
+def sigmoid(log_odds: Tensor) -> Tensor:
     """The logistic function of float64 by sums, products and one quotient, each exactly rounded.
 
     ``torch.sigmoid`` may differ in the last bit with the place of a value in its tensor and with the device, and
@@ -229,12 +233,12 @@ def calibrate(config: SyntheticConfig, rows: int = 1 << 15) -> Calibration:
     std, mean = torch.std_mean(raw_parts, dim=0)
     mean, std = (torch.round(x, decimals=6) for x in (mean, torch.where(std > 0, std, 1.0)))
     standard = (raw_parts - mean) / std
-    log_odds = _log_odds(standard, config.strengths)
+    log_odds = log_odds_of(standard, config.strengths)
     bias = _solve_bias(log_odds, torch.ones_like(log_odds), config.ctr)
     biases = [bias]
     if "conversion" in config.tasks:
-        click = (1.0 - config.label_noise) * _sigmoid(bias + log_odds) + config.label_noise * config.ctr
-        log_odds = _log_odds(standard, config.conversion_strengths)
+        click = (1.0 - config.label_noise) * sigmoid(bias + log_odds) + config.label_noise * config.ctr
+        log_odds = log_odds_of(standard, config.conversion_strengths)
         biases.append(_solve_bias(log_odds, click, config.conversion_rate))
     return Calibration(
         mean=tuple(mean.tolist()),
@@ -249,59 +253,23 @@ def _solve_bias(log_odds: Tensor, weight: Tensor, target: float) -> float:
     low, high = -200.0, 200.0
     for _ in range(60):
         middle = (low + high) / 2
-        reached = float((weight * _sigmoid(middle + log_odds)).mean())
+        reached = float((weight * sigmoid(middle + log_odds)).mean())
         low, high = (middle, high) if reached < target else (low, middle)
     return round((low + high) / 2, 6)
 
 
-@dataclass(frozen=True)
-class OracleNE:
-    """The normalised entropy of the true probabilities of one task: what the best possible model can expect.
-
-    ne: mean entropy of the p of ``rows`` samples over the entropy of the task's rate · standard_error: of ``ne`` as an
-    estimate for the whole world · label_error: standard deviation of the NE that p scores against the labels drawn for
-    these rows, around ``ne``.
-    """
-
-    task: str
-    ne: float
-    standard_error: float
-    label_error: float
-    rows: int
-
-
-def oracle_ne(world: SyntheticWorld, split: str, task: str = "click", max_rows: int = 1 << 16) -> OracleNE:
-    """The oracle NE on a split, or on its first ``max_rows`` rows."""
-    names = [t.name for t in world.schema.tasks]
-    if task not in names:
-        raise ValueError(f"synthetic world: no task {task!r}; there are {', '.join(names)}")
-    own = world.split(split)
-    rows = min(len(own), max_rows)
-    indices = torch.arange(own.start, own.start + rows)
-    p = world.oracle(indices)[:, names.index(task)].clamp(1e-300, 1 - 1e-16)
-    log_odds = torch.log(p) - torch.log1p(-p)
-    entropy = -p * torch.log(p) - (1 - p) * torch.log1p(-p)
-    rate = world.schema.tasks[names.index(task)].train_rate
-    whole = -rate * math.log(rate) - (1 - rate) * math.log1p(-rate)
-    label_variance = (p * (1 - p) * log_odds.square()).mean() / rows
-    return OracleNE(
-        task=task,
-        ne=float(entropy.mean()) / whole,
-        standard_error=float(entropy.std()) / math.sqrt(rows) / whole if rows > 1 else math.inf,
-        label_error=math.sqrt(float(label_variance)) / whole,
-        rows=rows,
-    )
-
-
 def _main(name: str) -> None:
-    """Print the constants of a preset for ``data/synthetic_presets.py``, its oracle NE and its speed."""
+    """Print the constants of a preset for ``data/synthetic_presets.py``, what its oracle can do, and its speed."""
+    from data.synthetic_oracle import oracle_ne, summarise
+
     torch.set_num_threads(1)
     config = PRESETS[name]
     calibration = calibrate(config, rows=1 << 20)
     print(f"{name!r}: {calibration},")
     world = SyntheticWorld(config, calibration)
     for split in SPLITS:
-        print(split, oracle_ne(world, split))
+        print(split, *(oracle_ne(world, split, task) for task in config.tasks))
+    print(summarise(world).line())
     started = time.perf_counter()
     n_batches = 40
     for batch in range(n_batches):

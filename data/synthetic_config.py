@@ -68,8 +68,8 @@ class SyntheticConfig:
     modulo categories is its category · groups: category modulo groups is its group · interests: categories that a user
     likes at one time, each for interest_days · delayed_conversions: a conversion follows a click visit of its user by
     minutes to days and is an event of the moment it becomes known, else conversions are a stream of their own ·
-    horizon_days: users join from day 0 on, requests come in the last request_days · *_rows: sizes of the splits, which
-    a change of one does not move.
+    horizon_days: users join from day 0 on, requests come in the last request_days, or as near as the user's clicks do ·
+    *_rows: sizes of the splits, which a change of one does not move.
     """
 
     strengths: Strengths

@@ -30,6 +30,7 @@ from kunlun.configuration import CONFIG_ROOT, ConfigError, shown
 from kunlun.features import FeatureSchema
 from kunlun.training import runs
 from kunlun.training.module import CTRModule
+from kunlun.training.oracle import known_answer
 from kunlun.training.prediction import InOrder, PredictionWriter
 from kunlun.training.progress import progress_bar
 from kunlun.training.runs import RunOptions
@@ -176,6 +177,7 @@ class KunlunCLI(LightningCLI):
 
     def make_trainer(self, callbacks: list[Callback], **arguments: Any) -> Trainer:
         """The Trainer of the configuration, with ``callbacks`` after the configured ones."""
+        callbacks = [*callbacks, *known_answer(self.datamodule)]
         config = {**self.config_init["trainer"].as_dict(), **arguments}
         own = config["callbacks"] or []
         own = own if isinstance(own, list) else [own]

@@ -1,4 +1,4 @@
-"""The synthetic world: purity, times, lengths, calibration, the oracle, and the effect of each part."""
+"""The synthetic world: a sample is a pure function of (seed, index); times, lengths, ids, splits; bad input."""
 
 from __future__ import annotations
 
@@ -11,27 +11,22 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.counter import below, below_small, bits, draw, make_key, python_draw
-from data.synthetic import OracleNE, SyntheticWorld, _sigmoid, calibrate, oracle_ne
-from data.synthetic_config import MAX_ROWS, PARTS, SPLITS, TYPES, Stream, Strengths, SyntheticConfig
-from data.synthetic_presets import CALIBRATIONS, PRESETS, shipped_calibration
+from data.module import SyntheticData
+from data.order import BatchOrder
+from data.synthetic import SyntheticWorld
+from data.synthetic_config import MAX_ROWS, SPLITS, TYPES, Stream, Strengths, SyntheticConfig
+from data.synthetic_presets import CALIBRATIONS
 from data.synthetic_streams import DAY
 from kunlun.features import TIME, Batch, FeatureSchema
+from tests.data.worlds import TINY, assert_same, digest, take, tensors
 
 ROOT = Path(__file__).parents[2]
-TINY = PRESETS["tiny"]
-MANY = 1 << 15
-
-
-def altered(**change: object) -> SyntheticWorld:
-    """The tiny world with a change, calibrated on few samples."""
-    config = replace(TINY, **change)
-    return SyntheticWorld(config, calibrate(config, rows=1 << 13))
 
 
 @pytest.fixture(scope="module")
@@ -43,70 +38,6 @@ def world() -> SyntheticWorld:
 def sample(world: SyntheticWorld) -> Batch:
     """The first 4,096 samples in one batch."""
     return world.batch(torch.arange(4_096))
-
-
-@pytest.fixture(scope="module")
-def many_parts(world: SyntheticWorld) -> torch.Tensor:
-    return world.parts(torch.arange(MANY))
-
-
-def tensors(batch: Batch) -> dict[str, torch.Tensor]:
-    """Every tensor of a batch by a name."""
-    found = {n: getattr(batch, n) for n in ("labels", "dense", "sparse", "row", "request_time", "user")}
-    for event, columns in batch.events.items():
-        for name, column in columns.items():
-            found[f"{event}.{name}"] = column.values
-            found[f"{event}.{name}.offsets"] = column.offsets
-    return found
-
-
-def assert_same(one: Batch, other: Batch) -> None:
-    first, second = tensors(one), tensors(other)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
-def take(batch: Batch, index: torch.Tensor) -> Batch:
-    """The rows ``index`` of a batch, as a batch."""
-    rows = {n: getattr(batch, n)[index] for n in ("labels", "dense", "sparse", "row", "request_time", "user")}
-    events = {e: {n: c.select(index) for n, c in columns.items()} for e, columns in batch.events.items()}
-    return Batch(events=events, **rows)
-
-
-def digest(batch: Batch) -> str:
-    """A hash of everything in a batch."""
-    total = hashlib.sha256()
-    for name, value in sorted(tensors(batch).items()):
-        total.update(name.encode() + value.contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
-# The counter
-
-
-@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**62 - 1))
-@settings(max_examples=200, deadline=None)
-def test_draw_equals_arithmetic_modulo_two_to_the_64(key: int, counter: int) -> None:
-    expected = python_draw(key, counter)
-    as_counter = draw(key, torch.tensor([counter]))
-    as_key = draw(torch.tensor([key]), torch.tensor(counter))
-    with_int = draw(torch.tensor([key]), counter)
-    assert int(as_counter) % 2**64 == int(as_key) % 2**64 == int(with_int) % 2**64 == expected
-    assert int(bits(as_counter, 60, 4)) == expected >> 60
-    assert int(bits(as_counter, 0, 16)) == expected & 0xFFFF
-
-
-def test_draws_are_uniform_and_uncorrelated() -> None:
-    word = draw(make_key(0, 1), torch.arange(1 << 16))
-    for values in (below(word, 10), below_small(word, 0, 10), below_small(word, 16, 10)):
-        counts = torch.bincount(values, minlength=10).double()
-        expected = len(word) / 10
-        assert counts.numel() == 10
-        assert float(((counts - expected) ** 2 / expected).sum()) < 27.9  # chi-square, 9 degrees, p = 0.001
-    unit = torch.stack([below(word, 1 << 20), below(draw(word, 1), 1 << 20), below_small(word, 0, 1 << 15)]).double()
-    pairs = torch.corrcoef(torch.cat([unit[:, 1:], unit[:1, :-1]])) - torch.eye(4)
-    assert float(pairs.abs().max()) < 4 / math.sqrt(len(word))
 
 
 # A sample is a pure function of (seed, index)
@@ -173,6 +104,31 @@ def test_samples_of_different_splits_share_nothing(world: SyntheticWorld) -> Non
     larger = SyntheticWorld(replace(TINY, train_rows=10**10))
     assert larger.split("valid") == world.split("valid")
     assert len(larger.split("train")) == 10**10
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_with_and_without_workers_give_the_samples_of_the_world(world: SyntheticWorld, workers: int) -> None:
+    """Any batch size, in this process or in others: row i is sample i, each once."""
+    data = SyntheticData("tiny", train_rows=500, batch_size=96, eval_batch_size=1_500, num_workers=workers)
+    rows = []
+    for batch in data.train_dataloader():
+        rows.append(batch.row)
+        assert_same(batch, world.batch(batch.row))
+    assert len(torch.cat(rows).unique()) == len(torch.cat(rows)) == 5 * 96  # the last, smaller batch is left out
+    start, seen = world.split("valid").start, 0
+    for batch in data.val_dataloader():
+        assert torch.equal(batch.row, torch.arange(seen, seen + len(batch)))
+        seen += len(batch)
+        assert_same(replace(batch, row=batch.row + start), world.batch(batch.row + start))
+    assert seen == 8_192
+
+
+def test_no_sample_comes_twice_on_any_rank(world: SyntheticWorld) -> None:
+    order = [BatchOrder(4_096, 64, shuffle=True, seed=3, rank=rank, world=4) for rank in range(4)]
+    batches = [world.batch(torch.from_numpy(rows)) for of_rank in order for rows in of_rank]
+    assert np.array_equal(torch.cat([b.row for b in batches]).sort().values.numpy(), np.arange(4_096))
+    shown = torch.cat([torch.cat([b.user[:, None], b.sparse, b.request_time[:, None]], dim=1) for b in batches])
+    assert len(shown.unique(dim=0)) > 0.999 * 4_096
 
 
 # What a sample holds
@@ -282,179 +238,6 @@ def test_schema_describes_the_batch_and_survives_json(world: SyntheticWorld, sam
     assert sample.labels.shape == (4_096, 1)
     assert [t.name for t in schema.tasks] == ["click"]
     assert schema.tasks[0].train_rate == TINY.ctr
-
-
-# Calibration and the oracle
-
-
-def test_labels_follow_the_calibrated_probabilities(world: SyntheticWorld) -> None:
-    index = torch.arange(MANY)
-    p = world.oracle(index)[:, 0]
-    labels = torch.cat([world.batch(part).labels[:, 0] for part in index.split(2_048)]).double()
-    spread = float(p.std()) / math.sqrt(MANY)
-    assert abs(float(p.mean()) - TINY.ctr) < 4 * spread
-    assert abs(float(labels.mean()) - TINY.ctr) < 4 * math.sqrt(TINY.ctr * (1 - TINY.ctr) / MANY)
-    for low, high in ((0.0, 0.1), (0.1, 0.3), (0.3, 0.6), (0.6, 1.0)):
-        inside = (p >= low) & (p < high)
-        error = math.sqrt(float((p * (1 - p))[inside].sum()))
-        assert int(inside.sum()) > 500
-        assert abs(float((labels - p)[inside].sum())) < 4 * error
-
-    oracle = oracle_ne(world, "train", max_rows=16_384)
-    p, labels = p[:16_384], labels[:16_384]
-    loss = torch.nn.functional.binary_cross_entropy(p, labels)
-    rate = torch.tensor(TINY.ctr, dtype=torch.float64)
-    empirical = float(loss / torch.nn.functional.binary_cross_entropy(rate, rate))
-    assert abs(empirical - oracle.ne) < 4 * oracle.label_error
-
-
-def test_given_its_probability_a_label_depends_on_nothing_shown(world: SyntheticWorld) -> None:
-    batch = world.batch(torch.arange(1 << 14))
-    p = world.oracle(torch.arange(1 << 14))[:, 0]
-    rest = batch.labels[:, 0] - p
-    for values in (batch.user, *batch.sparse.T, batch.events["click"]["item"].lengths()):
-        groups, index = torch.unique(values, return_inverse=True)
-        sums = torch.zeros(len(groups), dtype=torch.float64)
-        variance = sums.index_add(0, index, p * (1 - p))
-        chi_square = float((sums.index_add(0, index, rest).square() / variance).sum())
-        assert abs(chi_square - len(groups)) < 5 * math.sqrt(2 * len(groups)) + 5
-
-
-def test_sigmoid_is_the_logistic_function() -> None:
-    x = torch.linspace(-39, 39, 1_001, dtype=torch.float64)
-    assert torch.allclose(_sigmoid(x), torch.sigmoid(x), rtol=1e-13, atol=0)
-    assert torch.equal(_sigmoid(2 * x[:1]), _sigmoid(torch.tensor([-40.0], dtype=torch.float64)))
-
-
-def test_oracle_leaves_much_to_gain(world: SyntheticWorld) -> None:
-    found = [oracle_ne(world, split) for split in SPLITS]
-    assert all(0.70 < o.ne < 0.85 and o.standard_error < 0.01 for o in found)
-    assert [o.rows for o in found] == [65_536, 8_192, 8_192]
-    for one in found:
-        assert abs(one.ne - found[0].ne) < 4 * math.hypot(one.standard_error, found[0].standard_error)
-
-
-def test_oracle_of_a_world_without_parts_is_the_base_rate() -> None:
-    flat = altered(strengths=Strengths())
-    oracle = oracle_ne(flat, "valid")
-    assert isinstance(oracle, OracleNE)
-    assert oracle.ne == pytest.approx(1.0, abs=1e-6)
-    noise = altered(label_noise=1.0)
-    assert torch.allclose(noise.oracle(torch.arange(100)), torch.tensor(TINY.ctr, dtype=torch.float64))
-
-
-def test_shipped_constants_are_those_of_the_world(many_parts: torch.Tensor) -> None:
-    assert shipped_calibration(replace(TINY, train_rows=5)) is CALIBRATIONS["tiny"]
-    assert shipped_calibration(replace(TINY, seed=1)) is None
-    # Parts of one user resemble each other: the means of 1,000 users are what every sample estimates.
-    assert float(many_parts.mean(0).abs().max()) < 0.02
-    assert float((many_parts.std(0) - 1).abs().max()) < 0.02
-    again = calibrate(TINY, rows=1 << 14)
-    assert again.bias[0] == pytest.approx(CALIBRATIONS["tiny"].bias[0], abs=0.05)
-
-
-def test_two_tasks_conversions_are_clicks_at_their_rate() -> None:
-    both = altered(tasks=("click", "conversion"), conversion_rate=0.06)
-    index = torch.arange(1 << 13)
-    labels, p = both.batch(index).labels, both.oracle(index)
-    assert p.shape == labels.shape == (1 << 13, 2)
-    assert bool((labels[:, 1] <= labels[:, 0]).all())
-    assert bool((p[:, 1] < p[:, 0]).all())
-    error = torch.sqrt((p * (1 - p)).sum(0))
-    assert bool(((labels - p).sum(0).abs() < 4 * error).all())
-    assert float(p[:, 1].mean()) == pytest.approx(0.06, abs=0.004)
-    assert oracle_ne(both, "valid", "conversion").ne < 1
-    with pytest.raises(ValueError, match="no task 'buy'; there are click, conversion"):
-        oracle_ne(both, "valid", "buy")
-
-
-# The parts
-
-
-def test_log_odds_are_the_strengths_times_the_parts(world: SyntheticWorld, many_parts: torch.Tensor) -> None:
-    strengths = torch.tensor(list(TINY.strengths.by_part().values()), dtype=torch.float64)
-    log_odds = torch.logit(world.oracle(torch.arange(MANY))[:, 0])
-    assert torch.allclose(log_odds, CALIBRATIONS["tiny"].bias[0] + many_parts @ strengths, atol=1e-9)
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_labels_respond_to_a_part_by_its_strength(part: str) -> None:
-    """Logistic regression of labels on all parts finds 1 for the part that is up and 0 for all others."""
-    config = replace(TINY, strengths=Strengths(**{part: 1.0}))
-    index = torch.arange(1 << 13)
-    world = SyntheticWorld(config, replace(CALIBRATIONS["tiny"], bias=(-1.25,)))
-    x = torch.cat([torch.ones(len(index), 1, dtype=torch.float64), world.parts(index)], dim=1)
-    y = world.batch(index).labels[:, 0].double()
-    weights = torch.zeros(x.shape[1], dtype=torch.float64)
-    for _ in range(8):  # Newton's method
-        p = torch.sigmoid(x @ weights)
-        curvature = x.T @ (x * (p * (1 - p))[:, None])
-        weights = weights + torch.linalg.solve(curvature, x.T @ (y - p))
-    errors = torch.linalg.inv(curvature).diagonal().sqrt()
-    expected = torch.tensor([-1.25] + [float(name == part) for name in PARTS], dtype=torch.float64)
-    assert bool(((weights - expected).abs() < 4.5 * errors).all()), (weights, errors)
-    assert float(errors.max()) < 0.06
-
-
-def naive_parts(world: SyntheticWorld, batch: Batch, row: int) -> dict[str, float]:
-    """Event parts of one sample by the formulas of the documentation, in plain Python."""
-    now, candidate = int(batch.request_time[row]), int(batch.sparse[row, 2]) - 2
-    device, groups = int(batch.sparse[row, 4]) - 2, world.config.groups
-    pasts = {}
-    for event in TYPES:
-        columns = batch.events[event]
-        begin, end = (int(columns["item"].offsets[row + i]) for i in range(2))
-        times = [now - int(t) for t in columns[TIME].values[begin:end]]
-        pasts[event] = list(zip(times, (int(c) - 2 for c in columns["category"].values[begin:end]), strict=True))
-
-    def decay(age: int, shift: int) -> float:
-        whole, rest = divmod(age, 1 << shift)
-        return 2.0**-whole * (1 - rest / (1 << shift) / 2)
-
-    def fresh(event: str, shift: int) -> float:
-        total = sum(decay(age, shift) for age, category in pasts[event] if category == candidate)
-        return total / (1 + total)
-
-    group = candidate % groups
-    clicks = [(age, category % groups) for age, category in pasts["click"]]
-    net = 0
-    for (age, g), (next_age, next_g) in pairwise(clicks):
-        if age - next_age <= 3600:
-            net += (g == group and next_g == (group + 1) % groups) - (g == (group + 1) % groups and next_g == group)
-    everything = [category % groups for past in pasts.values() for _, category in past]
-    signs = [(-1) ** ((device + 1) & (g ^ group)).bit_count() if g != group else 0 for _, g in clicks]
-    bought = sum(category % groups == group for _, category in pasts["conversion"])
-    return {
-        "recency": 2 * (fresh("click", 16) - fresh("click", 12)) + fresh("click", 20),
-        "motif": net / (1 + abs(net)),
-        "long_range": everything.count(group) / (len(everything) + 4),
-        "context": sum(signs) / (len(clicks) + 4),
-        "event_types": 2 * bought / (1 + bought) - fresh("impression", 18),
-    }
-
-
-def test_parts_are_what_the_shown_events_say(world: SyntheticWorld, sample: Batch) -> None:
-    calibration = CALIBRATIONS["tiny"]
-    parts = world.parts(torch.arange(300)) * torch.tensor(calibration.std) + torch.tensor(calibration.mean)
-    for row in range(300):
-        for name, value in naive_parts(world, sample, row).items():
-            assert float(parts[row, PARTS.index(name)]) == pytest.approx(value, abs=2e-3), (row, name)
-
-
-def test_crosses_and_memory_depend_on_the_shown_fields_only(world: SyntheticWorld) -> None:
-    """Equal shown fields give equal parts; no single field has an effect of its own on the crosses."""
-    batch, parts = world.batch(torch.arange(1 << 14)), world.parts(torch.arange(1 << 14))
-    crosses, memory = parts[:, PARTS.index("crosses")], parts[:, PARTS.index("memory")]
-    for columns, part in (((1, 3, 4, 5, 6), crosses), ((0, 1), memory)):
-        _, key = torch.unique(batch.sparse[:, columns], dim=0, return_inverse=True)
-        low = torch.full((int(key.max()) + 1,), math.inf, dtype=torch.float64).scatter_reduce_(0, key, part, "amin")
-        high = torch.full_like(low, -math.inf).scatter_reduce_(0, key, part, "amax")
-        assert float((high - low).max()) < 1e-12
-        assert len(low) < len(part)
-    for column in (3, 4, 5, 6):
-        values = batch.sparse[:, column] - 2
-        means = torch.zeros(int(values.max()) + 1, dtype=torch.float64).index_add_(0, values, crosses)
-        assert float((means / torch.bincount(values)).abs().max()) < 0.3
 
 
 # Bad input
