@@ -90,12 +90,15 @@ def generate(argv: list[str]) -> int:
 
 
 def inspect(argv: list[str]) -> int:
-    """``inspect DIR``: its options are the fields of InspectionOptions."""
+    """``inspect DIR``: its options are the fields of InspectionOptions. ``inspect synthetic``: the synthetic world."""
     from data.inspection.options import InspectionOptions
     from data.preparation import DataError
 
+    if argv and argv[0] == "synthetic":
+        return _inspect_synthetic(argv[1:])
     if {"-h", "--help"} & set(argv):
-        return _options_help("inspect DIR", f"{COMMANDS['inspect'].capitalize()}.", (), InspectionOptions)
+        summary = f"{COMMANDS['inspect'].capitalize()}. Of a synthetic world: inspect synthetic --help."
+        return _options_help("inspect DIR", summary, (), InspectionOptions)
     if not argv or argv[0].startswith("-"):
         raise ConfigError("inspect needs a prepared data set first, as in: python cli.py inspect DIR --html page.html")
     _, options = _read_options("inspect", argv[1:], (), InspectionOptions)
@@ -103,6 +106,21 @@ def inspect(argv: list[str]) -> int:
         importlib.import_module("data.inspection.prepared").show(Path(argv[0]).expanduser(), options)
     except DataError as error:
         raise ConfigError(f"inspect: {error}") from error
+    return 0
+
+
+def _inspect_synthetic(argv: list[str]) -> int:
+    from data.preparation import DataError
+    from data.synthetic_options import SyntheticInspectionOptions
+
+    if {"-h", "--help"} & set(argv):
+        summary = "Show what is in a synthetic world, and what its oracle knows."
+        return _options_help("inspect synthetic", summary, (), SyntheticInspectionOptions)
+    _, options = _read_options("inspect synthetic", argv, (), SyntheticInspectionOptions)
+    try:
+        importlib.import_module("data.synthetic_inspection").show(options)
+    except DataError as error:
+        raise ConfigError(f"inspect synthetic: {error}") from error
     return 0
 
 
