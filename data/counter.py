@@ -29,7 +29,9 @@ def bits(word: Tensor, start: int, count: int) -> Tensor:
 
     ``>>`` of a negative int64 fills with ones; the mask takes them away.
     """
-    return (word >> start) & ((1 << count) - 1)
+    out = word >> start
+    out &= (1 << count) - 1  # in place, here and below: half of the time goes to and from memory
+    return out
 
 
 def draw(key: Tensor | int, counter: Tensor | int) -> Tensor:
@@ -49,12 +51,16 @@ def draw(key: Tensor | int, counter: Tensor | int) -> Tensor:
 
 def below(word: Tensor, n: Tensor | int) -> Tensor:
     """Uniform integers in [0, n) from the upper 31 bits of each word; n ≤ 2^31, bias at most n / 2^31."""
-    return (bits(word, 33, 31) * n) >> 31
+    out = bits(word, 33, 31) * n
+    out >>= 31
+    return out
 
 
 def below_small(word: Tensor, start: int, n: Tensor | int) -> Tensor:
     """Uniform integers in [0, n) from the 16 bits at ``start``; for n far below 2^16, bias at most n / 2^16."""
-    return (bits(word, start, 16) * n) >> 16
+    out = bits(word, start, 16) * n
+    out >>= 16
+    return out
 
 
 def python_draw(key: int, counter: int) -> int:
