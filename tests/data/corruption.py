@@ -287,6 +287,11 @@ def missing_value(patient: Patient) -> bytes:
 
 
 @line_kind
+def huge_number(patient: Patient) -> bytes:
+    return patient.put(b"1e31", "price" if "price" in patient.file.rules else None)
+
+
+@line_kind
 def quoted_value(patient: Patient) -> bytes:
     return patient.put(b'"1"')
 
@@ -373,6 +378,12 @@ def first_line_alone(patient: Patient) -> bytes:
 @kind
 def first_line_with_return(patient: Patient) -> bytes:
     patient.lines[0] = patient.lines[0].replace(patient.delimiter, b"\r" + patient.delimiter, 1)
+    return patient.bytes()
+
+
+@kind
+def first_line_twice_once_with_return(patient: Patient) -> bytes:
+    patient.lines.insert(0, patient.lines[0].replace(patient.delimiter, b"\r" + patient.delimiter, 1))
     return patient.bytes()
 
 
