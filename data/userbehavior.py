@@ -185,9 +185,7 @@ def _clean(workspace: Workspace, raw: ir.Table, options: UserBehaviorOptions) ->
     unique = within.group_by(list(LAYOUT.columns)).aggregate(**{ROW: within[ROW].min()})
     log = workspace.save(unique, "unique")
     total, inside, kept = (count_rows(table) for table in (typed, within, log))
-    workspace.counts.update(
-        dropped_stray_times=total - inside, dropped_duplicates=inside - kept, kept_rows=kept
-    )
+    workspace.counts.update(dropped_stray_times=total - inside, dropped_duplicates=inside - kept, kept_rows=kept)
     workspace.say(f"checked; dropped {total - inside:,} stray times and {inside - kept:,} duplicates, kept {kept:,}")
     if not kept:
         raise DataError(

@@ -154,7 +154,7 @@ class FeatureSchema:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} not found: {directory} is not a prepared data set. "
-                "Make one with: python cli.py prepare criteo|userbehavior|taobao-x1 --raw FILE_OR_DIR --out DIR"
+                "Make one with: python cli.py prepare DATASET … (python cli.py prepare --help lists them)"
             )
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))

@@ -14,7 +14,6 @@ from tests.conftest import ROOT
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.startswith("python")]
-PREPARED = {"criteo": "train.txt", "userbehavior": "UserBehavior.csv", "taobao-x1": "TaobaoAd_x1"}
 SAMPLES = {
     "train.txt": "criteo_kaggle_110k.tsv.gz",
     "UserBehavior.csv": "taobao_userbehavior.csv.gz",
@@ -37,10 +36,10 @@ def test_every_command_of_the_readme_in_its_order(sample_data, tmp_path):
         (tmp_path / f"{name}{sample[sample.index('.') :]}").symlink_to(sample_data / sample)
     for command in COMMANDS:
         arguments = shlex.split(command)[2:]
-        if arguments[0] == "prepare":
-            at = arguments.index("--raw") + 1
-            raw = arguments[at]
-            arguments[at] = raw + SAMPLES[raw][SAMPLES[raw].index(".") :]
+        if arguments[0] == "generate":
+            arguments += ["--impressions=500", "--events=5000"]
+        if arguments[0] == "prepare" and (raw := arguments[arguments.index("--raw") + 1]) in SAMPLES:
+            arguments[arguments.index("--raw") + 1] = raw + SAMPLES[raw][SAMPLES[raw].index(".") :]
         if arguments[0] == "fit":
             arguments += SHORT + QUIET
         result = subprocess.run(
