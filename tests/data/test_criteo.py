@@ -219,6 +219,23 @@ def test_the_result_does_not_depend_on_threads(sample_data: Path, tmp_path: Path
     assert len(written[0]) == 3
 
 
+def test_a_day_of_the_1_tb_logs(sample_data: Path, tmp_path: Path) -> None:
+    schema = criteo.prepare(sample_data / "criteo_1tb_day0_10k.tsv.gz", tmp_path / "out")
+    assert schema.rows == {"train": 8_000, "valid": 1_000, "test": 1_000}
+    splits = [datasets.load_from_disk(str(tmp_path / "out" / split)).with_format("numpy")[:] for split in schema.rows]
+    labels = np.concatenate([split["labels"][:, 0] for split in splits])
+    assert round(labels.mean(), 3) == 0.027
+
+
+def test_whole_days_are_train(tmp_path: Path) -> None:
+    for day, rows in ((0, 5), (1, 4), (2, 6)):
+        (tmp_path / f"day_{day}").write_text(line() * rows)
+    schema = criteo.prepare(tmp_path, tmp_path / "out", CriteoOptions(train_files=2))
+    assert schema.rows == {"train": 9, "valid": 3, "test": 3}
+    with pytest.raises(DataError, match="train_files 3 leaves none of the 3 files to valid"):
+        criteo.prepare(tmp_path, tmp_path / "other", CriteoOptions(train_files=3))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -228,6 +245,7 @@ def test_the_result_does_not_depend_on_threads(sample_data: Path, tmp_path: Path
         {"train_rows": 0},
         {"min_count": 0},
         {"hash_rows": 2},
+        {"train_files": 0},
     ],
 )
 def test_impossible_options(options: dict) -> None:
