@@ -16,7 +16,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kunlun.configuration import shown
 
-_METRICS = (("ne", "NE"), ("auc", "AUC"), ("gauc", "GAUC"), ("log_loss", "log loss"), ("calibration", "calibration"))
+_METRICS = (
+    ("ne", "NE"),
+    ("auc", "AUC"),
+    ("gauc", "GAUC"),
+    ("log_loss", "log loss"),
+    ("calibration", "calibration"),
+    ("oracle_share", "share of the oracle's gain"),
+)
 
 
 class FitSummary(Callback):
