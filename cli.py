@@ -103,7 +103,7 @@ def inspect(argv: list[str]) -> int:
         raise ConfigError("inspect needs a prepared data set first, as in: python cli.py inspect DIR --html page.html")
     _, options = _read_options("inspect", argv[1:], (), InspectionOptions)
     try:
-        importlib.import_module("data.inspection.prepared").show(Path(argv[0]).expanduser(), options)
+        importlib.import_module("data.inspection.prepared").show_prepared(Path(argv[0]).expanduser(), options)
     except DataError as error:
         raise ConfigError(f"inspect: {error}") from error
     return 0
@@ -118,7 +118,7 @@ def _inspect_synthetic(argv: list[str]) -> int:
         return _options_help("inspect synthetic", summary, (), SyntheticInspectionOptions)
     _, options = _read_options("inspect synthetic", argv, (), SyntheticInspectionOptions)
     try:
-        importlib.import_module("data.synthetic_inspection").show(options)
+        importlib.import_module("data.synthetic_inspection").show_world(options)
     except DataError as error:
         raise ConfigError(f"inspect synthetic: {error}") from error
     return 0

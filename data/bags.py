@@ -19,16 +19,12 @@ from data.raw import ROW
 BAG = "bag:"
 
 
-def write_ids(workspace: Workspace, bag: ir.Table, rows: ir.Table, order: list[str]) -> Path:
-    """The ``id`` of ``bag`` (row, place, id) of ``rows``, in the ``order`` of the rows and by place, as one file."""
+def write_ids(workspace: Workspace, bag: ir.Table, rows: ir.Table, order: list[str], path: Path) -> Path:
+    """The ``id`` of ``bag`` (row, place, id) of ``rows``, in the ``order`` of the rows and by place, as the file
+    ``path``, which is returned."""
     owners = rows.select(*(name for name in order if name != ROW), of_row=ROW)
     joined = bag.join(owners, bag[ROW] == owners["of_row"])
     ids = joined.order_by([*order, "place"]).select("id")
-    path = workspace.directory / "bag-ids.arrow"
-    number = 0
-    while path.exists():
-        number += 1
-        path = path.with_name(f"bag-ids-{number}.arrow")
     schema = pa.schema([("id", pa.int64())])
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in workspace.batches(ids):

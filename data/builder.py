@@ -17,12 +17,12 @@ from data.bags import attach, write_ids
 from data.encoding import (
     Standardisation,
     Vocabulary,
-    count_values,
     fit_vocabulary,
     hash_id,
     hash_integer,
     hash_text,
     look_up,
+    number_values,
 )
 from data.pointers import write_pointers
 from data.preparation import Workspace, count_rows
@@ -71,8 +71,7 @@ def build(workspace: Workspace, source: Source) -> FeatureSchema:
     events: dict[str, ir.Table] = {}
     n_users = 0
     if source.schema.users:
-        users = impressions.select("user").distinct()
-        users = workspace.save(users.mutate(history=ibis.row_number().over(ibis.window(order_by=users.user))), "users")
+        users = number_values(workspace, impressions, "user", "history")
         n_users = workspace.counts["users"] = count_rows(users)
         impressions = workspace.view(impressions.join(users, "user"), "numbered_impressions")
         events = {name: _of_users(workspace, name, log, users) for name, log in source.events.items()}
@@ -80,10 +79,7 @@ def build(workspace: Workspace, source: Source) -> FeatureSchema:
 
     train = impressions.filter(impressions.split == "train")
     vocabularies = _fit_vocabularies(workspace, source, train, events)
-    dense = {}
-    for name, how in source.dense.items():
-        counted = count_values(train[f"dense:{name}"])
-        dense[name] = Standardisation.of_batches(workspace.batches(counted), how)
+    dense = {n: Standardisation.fit(workspace, train[f"dense:{n}"], how) for n, how in source.dense.items()}
     workspace.statistics["dense"] = {name: fitted.provenance() for name, fitted in dense.items()}
     tables = {
         name: vocabularies[name].table if name in vocabularies else Table(encoding.rows, "hash")
@@ -106,7 +102,8 @@ def build(workspace: Workspace, source: Source) -> FeatureSchema:
     order = [name for name in (TIME, "history", ROW) if name in impressions.columns]
     for split in SPLITS:
         part = impressions.filter(impressions.split == split).select(*order)
-        ids = {name: write_ids(workspace, bag, part, order) for name, bag in bags.items()}
+        paths = (workspace.directory / f"bag-ids-{i}.arrow" for i in range(len(bags)))  # a name may be any text
+        ids = {n: write_ids(workspace, bag, part, order, p) for (n, bag), p in zip(bags.items(), paths, strict=True)}
         ordered = wide.filter(wide.split == split).order_by(["request_time" if o == TIME else o for o in order])
         batches = workspace.batches(ordered.drop("split", ROW))
         summary = workspace.writer.write_split(split, schema, attach(batches, ids))

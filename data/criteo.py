@@ -104,9 +104,9 @@ def prepare_split(name: str, raw: Path, out: Path, options: CriteoEncoding, scal
 
     scaled: the 13 'integers' are decimals.
     """
-    sources = [find_sources(raw, (f"{split}.csv",))[0] for split in SPLITS] if Path(raw).is_dir() else [Path(raw)]
-    if len(sources) < len(SPLITS):
+    if Path(raw).is_file():
         raise DataError(f"{raw} is one file; give --raw the folder of train.csv, valid.csv and test.csv")
+    sources = [find_sources(raw, (f"{split}.csv",))[0] for split in SPLITS]
     layout = Layout(LAYOUT.columns, ",", header=True)
     build = partial(build_criteo, name=name, layout=layout, options=options, ends=file_ends, scaled=scaled)
     return prepare_dataset(name, sources, out, options, build)
@@ -129,7 +129,7 @@ def build_criteo(
     workspace.say(f"checked; the first {train_end:,} rows are the train split")
 
     train = rows.filter(rows[ROW] <= train_end)
-    dense = {name: Standardisation.fit(train[name], options.dense) for name in INTEGERS}
+    dense = {name: Standardisation.fit(workspace, train[name], options.dense) for name in INTEGERS}
     vocabularies = _fit_vocabularies(workspace, train, options)
     workspace.say(f"fitted {len(dense)} dense statistics and {len(vocabularies)} vocabularies on train")
 

@@ -41,8 +41,7 @@ def fit_vocabulary(
 
     By falling count, then by value. ``keep_rare`` keeps the others in ``values`` too, as unknown, for their counts.
     """
-    counts = column.name("value").as_table()
-    counts = counts.filter(counts.value.notnull()).group_by("value").aggregate(count=lambda t: t.count())
+    counts = count_values(column)
     known = counts["count"] >= min_count
     rank = ibis.row_number().over(ibis.window(order_by=[counts["count"].desc(), counts["value"]]))
     values = counts.mutate(id=ibis.ifelse(known, rank + FIRST_ID, UNKNOWN_ID))
@@ -103,11 +102,17 @@ def hash_id(hashed: ir.IntegerValue, rows: int) -> ir.IntegerValue:
     return (hashed % (rows - FIRST_ID) + FIRST_ID).fill_null(MISSING_ID)
 
 
+def number_values(workspace: Workspace, table: ir.Table, column: str, name: str) -> ir.Table:
+    """``column`` and ``name``: the distinct values of a column and their places from 0, in rising order."""
+    values = table.select(column).distinct()
+    place = ibis.row_number().over(ibis.window(order_by=values[column]))
+    return workspace.save(values.mutate(**{name: place}), f"numbered_{column}")
+
+
 def count_values(column: ir.Column) -> ir.Table:
-    """``value`` and ``count`` of each distinct value but null, in rising order."""
-    counts = column.name("value").as_table()
-    counts = counts.filter(counts.value.notnull()).group_by("value").aggregate(count=lambda t: t.count())
-    return counts.order_by("value")
+    """``value`` and ``count`` of each distinct value but null."""
+    values = column.name("value").as_table()
+    return values.filter(values.value.notnull()).group_by("value").aggregate(count=lambda t: t.count())
 
 
 def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -135,42 +140,35 @@ class Standardisation:
     std: float
 
     @classmethod
-    def fit(cls, column: ir.NumericColumn, transform: Literal["log", "standard"]) -> Standardisation:
-        """From the counts of the distinct values: exact and the same for any order of the rows."""
-        counted = count_values(column).to_pyarrow()
-        return cls.of_counts(counted["value"].to_numpy(), counted["count"].to_numpy(), transform)
-
-    @classmethod
-    def of_batches(cls, batches: Iterable[pa.RecordBatch], transform: Literal["log", "standard"]) -> Standardisation:
-        """From the batches of `count_values`: as `fit`, in the memory of CHUNK of its rows.
+    def fit(
+        cls, workspace: Workspace, column: ir.NumericColumn, transform: Literal["log", "standard"]
+    ) -> Standardisation:
+        """From the counts of the distinct values: the same for any order of the rows, in the memory of CHUNK values.
 
         Chunks are cut at fixed places, so that the result does not depend on how an engine cuts its batches.
         """
         rows, mean, square = 0, 0.0, 0.0
-        for values, counts in _chunks(batches):
-            part, more = cls.of_counts(values, counts, transform), int(counts.sum())
-            spread = 0.0 if values.size == 1 else part.std**2  # the std of a constant is given as 1
-            gap, total = part.mean - mean, rows + more
-            square += spread * more + gap * gap * rows * more / total
-            mean, rows = mean + gap * more / total, total
-        if not rows:
-            return cls(transform, 0.0, 1.0)
-        std = float(np.sqrt(square / rows))
-        return cls(transform, float(mean), std if std > 0 else 1.0)
+        for values, counts in _chunks(workspace.batches(count_values(column).order_by("value"))):
+            part_mean, variance = _moments(values, counts, transform)
+            more = int(counts.sum())
+            gap, total = part_mean - mean, rows + more
+            square += variance * more + gap * gap * rows * more / total
+            mean, rows = mean + gap * (more / total), total
+        return cls._of(transform, rows, mean, square / max(rows, 1))
 
     @classmethod
     def of_counts(
         cls, values: np.ndarray, counts: np.ndarray, transform: Literal["log", "standard"]
     ) -> Standardisation:
-        """From distinct ``values`` and how often each occurs; a constant column gets std 1."""
-        if counts.sum() == 0:
-            return cls(transform, 0.0, 1.0)
-        x = values.astype(np.float64)
-        if transform == "log":
-            x = np.sign(x) * np.log1p(np.abs(x))
-        mean = float(np.average(x, weights=counts))
-        std = float(np.sqrt(np.average((x - mean) ** 2, weights=counts)))
-        return cls(transform, mean, std if std > 0 else 1.0)
+        """From distinct ``values`` and how often each occurs."""
+        rows = int(counts.sum())
+        return cls._of(transform, rows, *(_moments(values, counts, transform) if rows else (0.0, 0.0)))
+
+    @classmethod
+    def _of(cls, transform: Literal["log", "standard"], rows: int, mean: float, variance: float) -> Standardisation:
+        """A constant column, or one without values, gets std 1."""
+        std = float(np.sqrt(variance))
+        return cls(transform, mean, std if rows and std > 0 else 1.0)
 
     def apply(self, column: ir.NumericValue) -> ir.FloatingValue:
         x = column.cast("float64")
@@ -180,3 +178,14 @@ class Standardisation:
 
     def provenance(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _moments(values: np.ndarray, counts: np.ndarray, transform: str) -> tuple[float, float]:
+    """Mean and variance of the transformed ``values`` (distinct, at least one), each ``counts`` times."""
+    x = values.astype(np.float64)
+    if transform == "log":
+        x = np.sign(x) * np.log1p(np.abs(x))
+    if x.size == 1:  # exactly: rounding would leave a mean beside it, and a spread
+        return float(x[0]), 0.0
+    mean = float(np.average(x, weights=counts))
+    return mean, float(np.average((x - mean) ** 2, weights=counts))

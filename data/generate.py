@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import gzip
 import importlib
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from data.preparation import DataError, DataSet
+from data.preparation import DataError, DataSet, written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,17 +70,9 @@ def generate(name: str, out: Path, options: RawOptions) -> None:
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out} exists and is not an empty directory, so it is left alone; choose another --out")
-    partial = out.parent / f"{out.name}.partial-{os.getpid()}"
-    try:
-        partial.mkdir(parents=True)
-        with Output(partial, options.compress) as output:
-            output.say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in asdict(options).items()))
-            options.write(output)
-        partial.replace(out)
-    except OSError as error:
-        raise DataError(f"{out} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with written_whole(out) as partial, Output(partial, options.compress) as output:
+        output.say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in asdict(options).items()))
+        options.write(output)
     files = ", ".join(f"{file} {rows:,}" for file, rows in output.rows.items())
     output.say(f"done: {out} · rows: {files}")
 

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -168,7 +168,6 @@ def prepare_dataset(
     DataError: ``out`` is taken by anything else, or the sources are bad; nothing is left at ``out`` then.
     """
     from data.engine import open_engine
-    from data.interruption import interruptible
     from data.prepared import PreparedWriter
     from data.rejects import Rejects
 
@@ -182,39 +181,51 @@ def prepare_dataset(
         return done
 
     _note_leftovers(out)
+    with written_whole(out) as partial:
+        scratch = partial / "scratch"
+        scratch.mkdir()
+        writer = PreparedWriter(partial, fingerprint)
+        rejects = Rejects(partial, options.on_bad_row == "skip")
+        with open_engine(scratch, options) as engine, closing(rejects):
+            workspace = Workspace(sources, engine, scratch, writer, rejects, started=started)
+            workspace.say(f"{name}: {', '.join(str(path) for path in sources)}")
+            draft = build(workspace)
+        shutil.rmtree(scratch)
+        provenance = {
+            "source": described,
+            "fingerprint": fingerprint,
+            "options": options.defining(),
+            "counts": workspace.counts,
+            "statistics": workspace.statistics,
+            "versions": _versions(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        schema = writer.finish(draft, provenance)
+    rates = ", ".join(f"{task.name} {task.train_rate:.4f}" for task in schema.tasks)
+    rows = ", ".join(f"{split} {count:,}" for split, count in schema.rows.items())
+    workspace.say(f"done: {out} · rows: {rows} · training rate: {rates}")
+    return schema
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A directory to fill that becomes ``out`` when all went well, and is gone otherwise, also after a signal.
+
+    What was at ``out`` is replaced. DataError: the disk is full or will not be written.
+    """
+    from data.interruption import interruptible
+
     # Not only the process id: in containers, every run may have the same.
     partial = out.parent / f"{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
     with interruptible():
         try:
             partial.mkdir(parents=True)
-            scratch = partial / "scratch"
-            scratch.mkdir()
-            writer = PreparedWriter(partial, fingerprint)
-            rejects = Rejects(partial, options.on_bad_row == "skip")
-            with open_engine(scratch, options) as engine, closing(rejects):
-                workspace = Workspace(sources, engine, scratch, writer, rejects, started=started)
-                workspace.say(f"{name}: {', '.join(str(path) for path in sources)}")
-                draft = build(workspace)
-            shutil.rmtree(scratch)
-            provenance = {
-                "source": described,
-                "fingerprint": fingerprint,
-                "options": options.defining(),
-                "counts": workspace.counts,
-                "statistics": workspace.statistics,
-                "versions": _versions(),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-            schema = writer.finish(draft, provenance)
+            yield partial
             _publish(partial, out)
         except OSError as error:
             raise _not_written(out, error) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    rates = ", ".join(f"{task.name} {task.train_rate:.4f}" for task in schema.tasks)
-    rows = ", ".join(f"{split} {count:,}" for split, count in schema.rows.items())
-    workspace.say(f"done: {out} · rows: {rows} · training rate: {rates}")
-    return schema
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -280,7 +291,7 @@ def _publish(partial: Path, out: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    old = out.parent / f"{out.name}.replaced-{os.getpid()}"
+    old = partial.with_name(partial.name.replace(f"{out.name}.partial-", f"{out.name}.replaced-", 1))
     if out.exists():
         out.rename(old)
     try:

@@ -5,28 +5,23 @@ Legend: n rows that were looked at · p their true probabilities, of the first t
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
-import jinja2
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 from tqdm import tqdm
 
-from data.inspection.charts import BLUE, GREEN, INK, ORANGE, Chart, _finished, charts
+from data.inspection.charts import BLUE, GREEN, INK, ORANGE, Chart, finished
 from data.inspection.collect import Chunk, collect
-from data.inspection.page import TEMPLATE
-from data.inspection.prepared import check_page_path, sample_rows
+from data.inspection.page import page
+from data.inspection.prepared import sample_rows
 from data.inspection.results import Inspection
-from data.inspection.tables import Column, Section, count, figure, rows_read, sections, share
-from data.inspection.text import WIDTH, table, width
-from data.preparation import DataError
+from data.inspection.show import show
+from data.inspection.tables import Column, Section, count, figure, sections, share
+from data.inspection.text import text
 from data.synthetic import SyntheticWorld
 from data.synthetic_config import SPLITS
 from data.synthetic_options import SyntheticInspectionOptions
@@ -49,19 +44,9 @@ class WorldInspection:
     labels: np.ndarray
 
 
-def show(options: SyntheticInspectionOptions) -> None:
+def show_world(options: SyntheticInspectionOptions) -> None:
     """Print what is in the world, and write the page if one is wanted. DataError: it cannot be written."""
-    path = Path(options.html).expanduser() if options.html else None
-    if path:
-        check_page_path(path)
-    inspected = inspect_world(options)
-    print(world_text(inspected), end="")
-    if path:
-        try:
-            path.write_text(world_page(inspected), encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"--html {path} cannot be written: {error.strerror}") from error
-        print(f"wrote {path}")
+    show(options.html, lambda: inspect_world(options), world_text, world_page)
 
 
 def inspect_world(options: SyntheticInspectionOptions) -> WorldInspection:
@@ -110,39 +95,22 @@ def inspect_world(options: SyntheticInspectionOptions) -> WorldInspection:
 
 def world_text(inspected: WorldInspection) -> str:
     """The whole inspection; every line ends with a newline."""
-    blocks = []
-    for section in world_sections(inspected):
-        lines = [section.title, "─" * width(section.title), *textwrap.wrap(section.note, WIDTH), *table(section)]
-        blocks.append("\n".join(lines))
-    blocks.append("\n".join(textwrap.wrap(rows_read(inspected.found), WIDTH)))
-    return "\n\n".join(blocks) + "\n"
+    return text(inspected.found, _own(inspected))
 
 
 def world_page(inspected: WorldInspection) -> str:
     """The same as one HTML page, with charts, in the layout of the page for prepared data."""
-    import data.inspection as inspection
-
-    folder = Path(inspection.__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     drawn = [_gain_chart(inspected), _probability_chart(inspected), _calibration_chart(inspected)]
-    drawn += charts(inspected.found)
-    return environment.get_template(TEMPLATE).render(
-        found=inspected.found,
-        read=rows_read(inspected.found),
-        sections=world_sections(inspected),
-        charts=drawn,
-        figures={chart.section: chart.figure for chart in drawn},
-        plotly=Markup(get_plotlyjs()),
-    )
+    return page(inspected.found, _own(inspected), drawn)
 
 
 def world_sections(inspected: WorldInspection) -> list[Section]:
     """What the oracle knows comes after the overview, then what any data set has."""
-    overview, *others = sections(inspected.found)
-    own = [_oracle(inspected), _gains(inspected), _probabilities(inspected), _calibration(inspected)]
-    return [overview, *own, *others]
+    return sections(inspected.found, _own(inspected))
+
+
+def _own(inspected: WorldInspection) -> list[Section]:
+    return [_oracle(inspected), _gains(inspected), _probabilities(inspected), _calibration(inspected)]
 
 
 def _oracle(inspected: WorldInspection) -> Section:
@@ -230,7 +198,7 @@ def _gain_chart(inspected: WorldInspection) -> Chart:
         "lacks the component meant for a part should fall short by about so much."
     )
     told = ", ".join(f"{g.part} {share(g.share)}" for g in gains)
-    return Chart("gains", caption, f"Bars of the gain lost without each part: {told}.", 330, _finished(drawn, 330))
+    return Chart("gains", caption, f"Bars of the gain lost without each part: {told}.", 330, finished(drawn, 330))
 
 
 def _probability_chart(inspected: WorldInspection) -> Chart:
@@ -255,7 +223,7 @@ def _probability_chart(inspected: WorldInspection) -> Chart:
         f"Histogram of the true probabilities: 10 percent lie below {low:.3f}, half below {middle:.3f}, 90 percent "
         f"below {high:.3f}."
     )
-    return Chart("probability", caption, spoken, 320, _finished(drawn, 320))
+    return Chart("probability", caption, spoken, 320, finished(drawn, 320))
 
 
 def _calibration_chart(inspected: WorldInspection) -> Chart:
@@ -282,4 +250,4 @@ def _calibration_chart(inspected: WorldInspection) -> Chart:
     )
     worst = float(np.abs((rate - mean) / np.maximum(error, 1e-12)).max())
     spoken = f"Share of positives against mean p in {BINS} parts: at most {worst:.1f} standard deviations apart."
-    return Chart("calibration", caption, spoken, 400, _finished(drawn, 400))
+    return Chart("calibration", caption, spoken, 400, finished(drawn, 400))

@@ -20,7 +20,7 @@ from typing import Literal
 import ibis
 import ibis.expr.types as ir
 
-from data.encoding import WORD, Standardisation, fit_vocabulary, hash_integer, look_up
+from data.encoding import WORD, Standardisation, fit_vocabulary, hash_integer, look_up, number_values
 from data.preparation import PreparationOptions, Workspace, count_rows, prepare_dataset
 from data.raw import ROW, Check, Layout, Raw, find_sources, is_finite_number, is_integer, require, stage
 from kunlun.features import EventType, FeatureSchema, SparseField, Task
@@ -95,8 +95,7 @@ def _build(workspace: Workspace, options: TaobaoX1Options) -> FeatureSchema:
     raw = stage(workspace, LAYOUT, workspace.sources)
     raw = require(workspace, raw, _checks(raw.table))
     rows = workspace.view(_typed(raw, options), "typed")
-    users = rows.select("userid").distinct()
-    users = workspace.save(users.mutate(user=ibis.row_number().over(ibis.window(order_by=users.userid))), "users")
+    users = number_values(workspace, rows, "userid", "user")
     events = workspace.save(exploded(rows), "events")
     train, train_events = rows.filter(rows.split == "train"), events.filter(events.split == "train")
     workspace.say(f"checked; {raw.rows:,} rows have {count_rows(events):,} events")
@@ -107,7 +106,7 @@ def _build(workspace: Workspace, options: TaobaoX1Options) -> FeatureSchema:
         if table in HISTORY_FIELDS:
             values = ibis.union(values, train_events.select(value=table))
         vocabularies[table] = fit_vocabulary(workspace, values.value, table, options.min_count)
-    price = Standardisation.fit(train.price, options.dense)
+    price = Standardisation.fit(workspace, train.price, options.dense)
     workspace.statistics["dense"] = {"price": price.provenance()}
     tables = {name: vocabulary.table for name, vocabulary in vocabularies.items()}
     schema = FeatureSchema(

@@ -21,7 +21,8 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 
-from data.encoding import fit_vocabulary, hash_id, hash_integer, look_up
+from data.builder import distinct
+from data.encoding import fit_vocabulary, hash_id, hash_integer, look_up, number_values
 from data.preparation import DataError, PreparationOptions, Workspace, count_rows, prepare_dataset
 from data.raw import ROW, Check, Layout, find_sources, is_integer, require, stage
 from kunlun.features import EventType, FeatureSchema, SparseField, Table, Task
@@ -97,8 +98,7 @@ def _build(workspace: Workspace, options: UserBehaviorOptions) -> FeatureSchema:
     raw = stage(workspace, LAYOUT, workspace.sources)
     raw = require(workspace, raw, _checks(raw.table))
     log = _clean(workspace, raw.table, options)
-    users = log.select("user").distinct()
-    users = workspace.save(users.mutate(history=ibis.row_number().over(ibis.window(order_by=users.user))), "users")
+    users = number_values(workspace, log, "user", "history")
     n_users = count_rows(users)
     log = workspace.save(log.join(users, "user"), "log")
 
@@ -182,8 +182,7 @@ def _clean(workspace: Workspace, raw: ir.Table, options: UserBehaviorOptions) ->
     numbers = {name: raw[name].try_cast("int64") for name in ("user", "item", "category", "time")}
     typed = workspace.save(raw.select(ROW, "btag", **numbers), "typed")
     within = typed.filter(typed.time >= start, typed.time < end)
-    unique = within.group_by(list(LAYOUT.columns)).aggregate(**{ROW: within[ROW].min()})
-    log = workspace.save(unique, "unique")
+    log = workspace.save(distinct(within), "unique")
     total, inside, kept = (count_rows(table) for table in (typed, within, log))
     workspace.counts.update(dropped_stray_times=total - inside, dropped_duplicates=inside - kept, kept_rows=kept)
     workspace.say(f"checked; dropped {total - inside:,} stray times and {inside - kept:,} duplicates, kept {kept:,}")

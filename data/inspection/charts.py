@@ -51,7 +51,8 @@ def safe(name: str, longest: int = 22) -> str:
     return html.escape(name if len(name) <= longest else name[: longest - 1] + "…")
 
 
-def _finished(figure: go.Figure, height: int) -> dict[str, Any]:
+def finished(figure: go.Figure, height: int) -> dict[str, Any]:
+    """The figure in the style of the page, ``height`` pixels high, as JSON for it."""
     figure.update_layout(
         template="none",
         height=height,
@@ -109,7 +110,7 @@ def _by_day(found: Inspection) -> Chart:
         "for a rate that jumps, and for a test split unlike train."
     )
     spoken = f"Rows and positive rate by day: {'; '.join(told)}."
-    return Chart("days", caption, spoken, 420, _finished(figure, 420))
+    return Chart("days", caption, spoken, 420, finished(figure, 420))
 
 
 def _by_split(found: Inspection) -> Chart:
@@ -140,7 +141,7 @@ def _by_split(found: Inspection) -> Chart:
     figure.update_yaxes(title_text="positive", tickformat=".3~%", row=1, col=2)
     spoken = "; ".join(f"{s.name} {count(s.rows)} rows, {share(s.positives[0], s.read)} positive" for s in found.splits)
     caption = "Rows and share of positive labels of each split: look for a split whose rate is unlike that of train."
-    return Chart("splits", caption, f"Rows and positive rate by split: {spoken}.", 300, _finished(figure, 300))
+    return Chart("splits", caption, f"Rows and positive rate by split: {spoken}.", 300, finished(figure, 300))
 
 
 def _coverage(found: Inspection) -> Chart | None:
@@ -194,7 +195,7 @@ def _coverage(found: Inspection) -> Chart | None:
     spoken = (
         f"Stacked bars of coverage by field and split. Most missing or unknown in {found.splits[-1].name}: {worst}."
     )
-    return Chart("coverage", caption, spoken, height, _finished(figure, height))
+    return Chart("coverage", caption, spoken, height, finished(figure, height))
 
 
 def _cardinalities(found: Inspection) -> Chart | None:
@@ -234,7 +235,7 @@ def _cardinalities(found: Inspection) -> Chart | None:
         caption += f" Shown are the {MOST_FIELDS} largest of {len(tables)}."
     largest = ", ".join(f"{name} {count(table.rows)}" for name, table in tables[:5])
     return Chart(
-        "tables", caption, f"Bars of the rows of tables. Largest: {largest}.", height, _finished(figure, height)
+        "tables", caption, f"Bars of the rows of tables. Largest: {largest}.", height, finished(figure, height)
     )
 
 
@@ -288,7 +289,7 @@ def _histories(found: Inspection) -> Chart | None:
         for event, n in split.histories.items()
     )
     spoken = f"Curves of history length by event type over {split.name} impressions: {told}."
-    return Chart("histories", caption, spoken, 400, _finished(figure, 400))
+    return Chart("histories", caption, spoken, 400, finished(figure, 400))
 
 
 def _log_end(largest: int) -> float:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from data.inspection.collect import Chunk, IdCounts, collect
 from data.inspection.options import InspectionOptions
 from data.inspection.results import Inspection, SplitResult, StoredEvents
+from data.inspection.show import show
 from data.inspection.text import text
 from data.preparation import DataError
 from kunlun.features import SCHEMA_FILE, EventType, FeatureSchema
@@ -25,26 +26,15 @@ RUN_ROWS = 64  # consecutive rows of a sample: a page of the disk holds so many 
 SAMPLE_SEED = 0
 
 
-def show(directory: Path, options: InspectionOptions) -> None:
+def show_prepared(directory: Path, options: InspectionOptions) -> None:
     """Print what is in the data set in ``directory``, and write the page if one is wanted. DataError: it cannot be."""
-    page = Path(options.html).expanduser() if options.html else None
-    if page:  # told before a long scan, not after it
-        check_page_path(page)
-    found = inspect_prepared(directory, options)
-    print(text(found), end="")
-    if page:
-        from data.inspection.page import write_page
 
-        write_page(found, page)
-        print(f"wrote {page}")
+    def page_of(found: Inspection) -> str:
+        from data.inspection.page import page  # drawing takes a while to load
 
+        return page(found)
 
-def check_page_path(path: Path) -> None:
-    """DataError unless ``path`` can be a file."""
-    if path.is_dir():
-        raise DataError(f"--html {path} is a directory; give the name of a file")
-    if not path.parent.is_dir():
-        raise DataError(f"--html {path}: no such directory: {path.parent}")
+    show(options.html, lambda: inspect_prepared(directory, options), text, page_of)
 
 
 def inspect_prepared(directory: Path, options: InspectionOptions) -> Inspection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,11 @@ class Section:
         return [(name, list(places)) for name, places in runs]
 
 
-def sections(found: Inspection) -> list[Section]:
-    """All that there is to show, in order; what the data set does not have is left out."""
+def sections(found: Inspection, own: Sequence[Section] = ()) -> list[Section]:
+    """All that there is to show, in order, ``own`` after the overview; what the data set does not have is left out."""
     parts = [
         _overview(found),
+        *own,
         _splits(found),
         _days(found),
         _coverage(found),

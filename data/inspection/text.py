@@ -15,9 +15,9 @@ LEAST = 8  # text is never cut to fewer columns than this
 MOST_ROWS = 100
 
 
-def text(found: Inspection) -> str:
-    """The whole inspection; every line ends with a newline."""
-    blocks = [_section(section) for section in sections(found)]
+def text(found: Inspection, own: Sequence[Section] = ()) -> str:
+    """The whole inspection, ``own`` sections after the overview; every line ends with a newline."""
+    blocks = [_section(section) for section in sections(found, own)]
     blocks.append("\n".join(textwrap.wrap(rows_read(found), WIDTH)))
     return "\n\n".join(blocks) + "\n"
 

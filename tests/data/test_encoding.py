@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from typing import cast
 
 import ibis
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from data.encoding import Standardisation, hash_id, hash_integer, hash_text, mix
+from data.preparation import Workspace
 
 VALUES = [0, 1, 2, 3, 1000, 2**31, 2**32 - 1, 2**32, 2**40 + 17, 2**62, 2**63 - 1, -1, -(2**40)]
 
@@ -65,11 +68,22 @@ def test_hashed_ids_avoid_the_reserved_ones_and_keep_missing_missing() -> None:
     assert ids[-1] == 0
 
 
+class InMemory:
+    """What fitting needs of a workspace."""
+
+    @staticmethod
+    def batches(table: ibis.Table) -> list[pa.RecordBatch]:
+        return table.to_pyarrow().to_batches()
+
+
+WORKSPACE = cast("Workspace", InMemory)
+
+
 @pytest.mark.parametrize("transform", ["log", "standard"])
 def test_standardised_values_have_mean_0_and_deviation_1(transform: str) -> None:
     values = [-3, -1, 0, 0, 0, 5, 7, 100, 100_000, None]
     table = ibis.memtable(pd.DataFrame({"x": pd.array(values, dtype="Int64")}))
-    fitted = Standardisation.fit(table.x, transform)
+    fitted = Standardisation.fit(WORKSPACE, table.x, transform)
     x = table.select(x=fitted.apply(table.x)).to_pyarrow()["x"].to_numpy()
     assert x[:-1].mean() == pytest.approx(0, abs=1e-6)
     assert x[:-1].std() == pytest.approx(1, abs=1e-6)
@@ -82,5 +96,22 @@ def test_standardised_values_have_mean_0_and_deviation_1(transform: str) -> None
 @pytest.mark.parametrize(("values", "expected"), [([4, 4, None], [0, 0, 0]), ([None, None], [0, 0])])
 def test_columns_without_spread_stay_finite(values: list, expected: list) -> None:
     table = ibis.memtable(pd.DataFrame({"x": pd.array(values, dtype="Int64")}))
-    fitted = Standardisation.fit(table.x, "standard")
+    fitted = Standardisation.fit(WORKSPACE, table.x, "standard")
     assert table.select(x=fitted.apply(table.x)).to_pyarrow()["x"].to_pylist() == expected
+
+
+def test_a_constant_decimal_has_no_spread() -> None:
+    table = ibis.memtable(pd.DataFrame({"x": [0.1] * 3}))
+    assert Standardisation.fit(WORKSPACE, table.x, "standard") == Standardisation("standard", 0.1, 1.0)
+
+
+@pytest.mark.parametrize("transform", ["log", "standard"])
+def test_chunks_of_values_add_up(transform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(3, 5, 1_000).round(1)
+    table = ibis.memtable(pd.DataFrame({"x": values}))
+    whole = Standardisation.fit(WORKSPACE, table.x, transform)
+    monkeypatch.setattr("data.encoding.CHUNK", 7)
+    parts = Standardisation.fit(WORKSPACE, table.x, transform)
+    assert (parts.mean, parts.std) == (pytest.approx(whole.mean), pytest.approx(whole.std))
+    expected = np.sign(values) * np.log1p(np.abs(values)) if transform == "log" else values
+    assert (whole.mean, whole.std) == (pytest.approx(expected.mean()), pytest.approx(expected.std()))

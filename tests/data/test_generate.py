@@ -374,10 +374,11 @@ def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
-        assert [path.name for path in tmp_path.iterdir()] == [f"out.partial-{os.getpid()}"]
+        assert [path.name for path in tmp_path.iterdir()] == [f"out.partial-{os.getpid()}-once"]
         raise OSError("no space left")
 
     monkeypatch.setattr(generate_criteo, "_raw", fail)
+    monkeypatch.setattr("secrets.token_hex", lambda size: "once")
     with pytest.raises(DataError, match="no space left"):
         generate("criteo", tmp_path / "out", CriteoRaw(rows=10))
     assert list(tmp_path.iterdir()) == []

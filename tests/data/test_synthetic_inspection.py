@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from data.synthetic_options import SyntheticInspectionOptions
 from data.synthetic_oracle import summarise
 from data.synthetic_presets import PRESETS
 from kunlun.configuration import ConfigError
-from tests.data.inspection.test_page import PHONE, QUIET, Elements
+from tests.data.inspection.test_page import PHONE, QUIET, Elements, chromium
 
 
 @pytest.fixture(scope="module")
@@ -143,16 +141,14 @@ def test_the_page_names_its_charts_and_its_sections(inspected: WorldInspection) 
 
 
 def test_a_browser_draws_it(tmp_path: Path) -> None:
-    chromium = os.environ.get("KUNLUN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not chromium:
-        pytest.skip("no chromium found; install it or set KUNLUN_CHROMIUM to the program")
+    program = chromium()
     from playwright.sync_api import sync_playwright
 
     file = tmp_path / "page.html"
     assert cli.run(["inspect", "synthetic", "--preset=tiny", "--rows=2000", f"--html={file}"]) == 0
     problems: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
+        browser = playwright.chromium.launch(executable_path=program, args=list(QUIET))
         for width in (1280, PHONE):
             tab = browser.new_page(viewport={"width": width, "height": 900})
             tab.on("console", lambda message: problems.append(message.text))

@@ -115,10 +115,16 @@ def test_a_sample_says_so(toy: Toy) -> None:
     assert "192 of 940 rows were read" in page(inspect_prepared(toy.path, InspectionOptions(rows=64)))
 
 
-def test_a_browser_draws_it(toy: Toy, tmp_path: Path) -> None:
-    chromium = os.environ.get("KUNLUN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not chromium:
+def chromium() -> str:
+    """The browser's program; the test is skipped where there is none."""
+    found = os.environ.get("KUNLUN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not found:
         pytest.skip("no chromium found; install it or set KUNLUN_CHROMIUM to the program")
+    return found
+
+
+def test_a_browser_draws_it(toy: Toy, tmp_path: Path) -> None:
+    program = chromium()
     from playwright.sync_api import sync_playwright
 
     file = tmp_path / "page.html"
@@ -126,7 +132,7 @@ def test_a_browser_draws_it(toy: Toy, tmp_path: Path) -> None:
     problems: list[str] = []
     requests: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
+        browser = playwright.chromium.launch(executable_path=program, args=list(QUIET))
         for width in (1280, PHONE):
             tab = browser.new_page(viewport={"width": width, "height": 900})
             tab.on("console", lambda message: problems.append(message.text))
