@@ -2,14 +2,15 @@
 
     python -m benchmarks.synthetic_parts --cells cells/parts --out benchmarks/results/cpu/synthetic_parts.json
 
-For each part of the click probability there are two worlds: its strength turned up, and at 0; everything else as in
-the preset. On each, over paired seeds, the full model and the ``drop_`` variant of the part's component train for one
-pass over the same rows, in the same order, from the same seed. With the part turned up the full model must win by
-more than the 95 % interval of the paired differences; with it at 0 the two should be level.
+For each part of the click probability there are two worlds: its strength turned up, and at 0. The other parts that
+depend on a history are at 0 in both, so that a component is needed for its own part alone; crosses and memory stay as
+in the preset. On each world, over paired seeds, the full model and the ablation of the part's component train for one
+pass over the same rows, in the same order, from the same seed; every seed has rows of its own. With the part turned up
+the full model must win by more than the 95 % interval of the paired differences; with it at 0 the two should be level.
 
 What is compared is the expected NE: the cross-entropy against the true probabilities of the valid rows, not against
-labels drawn from them, so that no luck of the draw is in it; and the oracle is its exact floor. A finished cell is a
-file, so a run that was killed goes on where it was; several processes may share the folder of the cells.
+labels drawn from them, so that no luck of the draw is in it; and the oracle is its exact floor. A finished training is
+a file, so a run that was killed goes on where it was; several processes may share the folder.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import statistics
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from benchmarks.machine import device, versions
+from kunlun.experiments.statistics import interval
 from kunlun.features import Batch
 
 # part: the ablation that takes the component away which is meant for it
@@ -41,23 +43,42 @@ COMPONENTS = {
     "event_types": "uniform_events",
     "crosses": "drop_wukong",
 }
-STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+BACKGROUND = ("crosses", "memory")
 VALID_ROWS = 8_192
 BATCH = 128
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One pair of trainings."""
+class Training:
+    """One model on one world. ``part`` is None where all parts are as the background has them."""
 
-    part: str
+    model: str
+    part: str | None
     strength: float
     seed: int
     preset: str
     rows: int
 
     def name(self) -> str:
-        return f"{self.part}-{self.strength:g}-{self.seed}"
+        world = f"{self.part}-{self.strength:g}" if self.part else "background"
+        key = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{world}-{self.model}-{self.seed}-{key}"
+
+
+@dataclass(frozen=True)
+class World:
+    """One comparison."""
+
+    part: str
+    strength: float
+
+    def trainings(self, seed: int, preset: str, rows: int) -> tuple[Training, Training]:
+        """Full, and without the part's component. A part that is not of the background and at 0 leaves just that."""
+        part = None if self.strength == 0 and self.part not in BACKGROUND else self.part
+        full, dropped = (
+            Training(model, part, self.strength, seed, preset, rows) for model in ("kunlun", COMPONENTS[self.part])
+        )
+        return full, dropped
 
 
 class Rows:
@@ -73,19 +94,27 @@ class Rows:
         return iter(self.batches)
 
 
-def run(cell: Cell) -> dict[str, Any]:
-    """Train and measure both models of a cell."""
+def run(training: Training) -> dict[str, Any]:
+    """Train and measure."""
     started = time.monotonic()
-    arguments = ["--data.preset", cell.preset, f"--data.strengths.{cell.part}", str(cell.strength)]
-    arguments += ["--data.train_rows", str(cell.rows), "--seed_everything", str(cell.seed), "--run.wandb", "disabled"]
-    full = build(arguments)
-    world = full.datamodule.world
-    # Every seed has rows of its own, too: the interval is then over data as well as over beginnings.
-    first = cell.seed * cell.rows
-    starts = range(first, first + cell.rows - BATCH + 1, BATCH)
+    strengths = {part: 0.0 for part in COMPONENTS if part not in BACKGROUND}
+    if training.part is not None:
+        strengths[training.part] = training.strength
+    arguments = ["--config", f"ablations/{training.model}.yaml", "--seed_everything", str(training.seed)]
+    arguments += ["--data.preset", training.preset, "--run.wandb", "disabled"]
+    arguments += [word for part, value in strengths.items() for word in (f"--data.strengths.{part}", str(value))]
+    cli = build(arguments)
+    world = cli.datamodule.world
+    first = training.seed * training.rows
+    starts = range(first, first + training.rows - BATCH + 1, BATCH)
     train = Rows([world.batch(torch.arange(start, start + BATCH)) for start in starts])
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = cli.make_trainer([], max_epochs=1, max_steps=len(train), **quiet)
+    trainer.fit(cli.model, train_dataloaders=train)
     indices = torch.arange(world.split("valid").start, world.split("valid").start + VALID_ROWS)
-    valid = [world.batch(chunk) for chunk in indices.split(1024)]
+    cli.model.eval()
+    with torch.no_grad():
+        logits = torch.cat([cli.model(world.batch(chunk)) for chunk in indices.split(1024)])[:, 0]
     p = world.oracle(indices)[:, 0]
     rate = world.config.ctr
     whole = -rate * math.log(rate) - (1 - rate) * math.log1p(-rate)
@@ -93,23 +122,11 @@ def run(cell: Cell) -> dict[str, Any]:
     def expected_ne(q: torch.Tensor) -> float:
         return float(-(p * torch.log(q) + (1 - p) * torch.log1p(-q)).mean()) / whole
 
-    made = time.monotonic() - started
-    figures: dict[str, Any] = {"oracle_ne": expected_ne(p.clamp(1e-12, 1 - 1e-12)), "data_seconds": made}
-    for name, cli in (("full", full), ("dropped", build([*arguments, "--config", ablation(cell.part)]))):
-        begun = time.monotonic()
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = cli.make_trainer([], max_epochs=1, max_steps=len(train), **quiet)
-        trainer.fit(cli.model, train_dataloaders=train)
-        cli.model.eval()
-        with torch.no_grad():
-            logits = torch.cat([cli.model(batch) for batch in valid])[:, 0]
-        figures[f"{name}_ne"] = expected_ne(torch.sigmoid(logits.double()))
-        figures[f"{name}_seconds"] = time.monotonic() - begun
-    return figures
-
-
-def ablation(part: str) -> str:
-    return f"ablations/{COMPONENTS[part]}.yaml"
+    return {
+        "oracle_ne": expected_ne(p.clamp(1e-12, 1 - 1e-12)),
+        "ne": expected_ne(torch.sigmoid(logits.double())),
+        "seconds": time.monotonic() - started,
+    }
 
 
 def build(arguments: list[str]) -> Any:
@@ -122,39 +139,23 @@ def build(arguments: list[str]) -> Any:
     return KunlunCLI(request, precheck(request))
 
 
-def interval(differences: list[float]) -> tuple[float, float]:
-    """Mean and half width of the 95 % interval (Student's t)."""
-    n = len(differences)
-    if n < 2:
-        return statistics.fmean(differences), math.inf
-    return statistics.fmean(differences), STUDENT_95[n] * statistics.stdev(differences) / math.sqrt(n)
-
-
-def summary(cells: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per world: how far the model without the component is behind."""
-    rows = []
-    for part, strength in sorted(
-        {(c.part, c.strength) for c in cells}, key=lambda k: (list(COMPONENTS).index(k[0]), k[1])
-    ):
-        found = [figures for cell, figures in cells.items() if (cell.part, cell.strength) == (part, strength)]
-        behind, half = interval([f["dropped_ne"] - f["full_ne"] for f in found])
-        oracle = statistics.fmean(f["oracle_ne"] for f in found)
-        full = statistics.fmean(f["full_ne"] for f in found)
-        rows.append(
-            {
-                "part": part,
-                "strength": strength,
-                "dropped": COMPONENTS[part],
-                "seeds": len(found),
-                "oracle_ne": oracle,
-                "full_ne": full,
-                "dropped_ne": full + behind,
-                "full_share_of_gain": (1 - full) / (1 - oracle),
-                "behind": behind,
-                "half_width_95": half,
-            }
-        )
-    return rows
+def compare(world: World, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """How far the model without the component is behind; ``pairs`` are the figures of full and dropped, by seed."""
+    behind = interval([dropped["ne"] - full["ne"] for full, dropped in pairs])
+    oracle = statistics.fmean(full["oracle_ne"] for full, _ in pairs)
+    full_ne = statistics.fmean(full["ne"] for full, _ in pairs)
+    return {
+        "part": world.part,
+        "strength": world.strength,
+        "dropped": COMPONENTS[world.part],
+        "seeds": len(pairs),
+        "oracle_ne": oracle,
+        "full_ne": full_ne,
+        "dropped_ne": full_ne + behind.mean,
+        "full_share_of_gain": (1 - full_ne) / (1 - oracle),
+        "behind": behind.mean,
+        "half_width_95": behind.half_width if behind.half_width is not None else math.inf,
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -162,31 +163,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--part", nargs="+", choices=list(COMPONENTS), default=list(COMPONENTS), help="only these")
     parser.add_argument("--up", type=float, default=2.0, help="the strength that is turned up")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=49_152, help="training rows of a cell")
+    parser.add_argument("--rows", type=int, default=65_536, help="training rows of a seed")
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--cells", type=Path, default=Path("cells/synthetic_parts"), help="folder of finished cells")
+    parser.add_argument("--cells", type=Path, default=Path("cells/synthetic_parts"), help="folder of what is finished")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     args.cells.mkdir(parents=True, exist_ok=True)
+    worlds = [World(part, strength) for part in args.part for strength in (args.up, 0.0)]
     # Seed by seed, so that every world has as many seeds as any other, whenever it ends.
-    cells = [
-        Cell(part, strength, seed, args.preset, args.rows)
-        for seed in range(args.seeds)
-        for part in args.part
-        for strength in (args.up, 0.0)
-    ]
-    found = {}
-    for cell in cells:
-        figures = finish(cell, args.cells)
-        if figures is not None:
-            found[cell] = figures
-    # What other processes were at is finished by now, or by them.
-    found |= {cell: figures for cell in cells if (figures := read(cell, args.cells)) is not None}
-    rows = summary(found)
-    for row in rows:
-        print(line(row), flush=True)
+    for seed in range(args.seeds):
+        for world in worlds:
+            for training in world.trainings(seed, args.preset, args.rows):
+                finish(training, args.cells)
+    rows, found = [], {}
+    for world in worlds:
+        pairs = []
+        for seed in range(args.seeds):
+            trainings = world.trainings(seed, args.preset, args.rows)
+            figures = [read(training, args.cells) for training in trainings]
+            if None not in figures:  # another process may still be at it
+                pairs.append((figures[0], figures[1]))
+                found |= dict(zip(trainings, figures, strict=True))
+        if pairs:
+            rows.append(compare(world, pairs))
+            print(line(rows[-1]), flush=True)
     if args.out:
         report = {
             "benchmark": "synthetic_parts",
@@ -194,43 +196,32 @@ def main(arguments: list[str] | None = None) -> None:
             "device": device(1),
             "versions": versions("torch", "lightning"),
             "results": rows,
-            "cells": [{**cell.__dict__, **figures} for cell, figures in found.items()],
+            "trainings": [{**asdict(training), **figures} for training, figures in found.items()],
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def place(cell: Cell, folder: Path) -> Path:
-    key = hashlib.sha256(json.dumps(cell.__dict__, sort_keys=True).encode()).hexdigest()[:8]
-    return folder / f"{cell.name()}-{key}.json"
-
-
-def read(cell: Cell, folder: Path) -> dict[str, Any] | None:
-    path = place(cell, folder)
+def read(training: Training, folder: Path) -> Any:
+    """The figures of a training; None where it has none yet."""
+    path = folder / f"{training.name()}.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def finish(cell: Cell, folder: Path) -> dict[str, Any] | None:
-    """The figures of a cell, run here unless they are there; None where another process is at it."""
-    done = read(cell, folder)
-    if done is not None:
-        return done
-    path = place(cell, folder)
-    claim = path.with_suffix(".claim")
+def finish(training: Training, folder: Path) -> None:
+    """Run ``training`` unless its figures are there or another process is at it."""
+    path = folder / f"{training.name()}.json"
     try:
-        os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return None
-    try:
-        figures = run(cell)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(figures))
-        partial.rename(path)
-    finally:
-        claim.unlink()
-    behind = figures["dropped_ne"] - figures["full_ne"]
-    print(f"{cell.name()}: without {COMPONENTS[cell.part]} behind by {behind:+.5f} NE; {figures}", flush=True)
-    return figures
+        with FileLock(f"{path}.lock", blocking=False):
+            if path.is_file():
+                return
+            figures = run(training)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(figures))
+            partial.replace(path)
+            print(f"{training.name()}: {figures}", flush=True)
+    except Timeout:
+        return
 
 
 def line(row: dict[str, Any]) -> str:

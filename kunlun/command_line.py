@@ -107,8 +107,17 @@ def read_request(command: str, argv: list[str]) -> Request:
             del tree.values[option]
     check_sections(tree, [], SECTIONS)
     check_sections(tree, overrides, [*SECTIONS, *OPTIONS[command]])
-    rest = apply_values(tree, apply_class_overrides(tree, overrides), own=OPTIONS[command])
-    return Request(command, argv, configs, tree, rest, checkpoint, run)
+    request = request_of(command, argv, configs, tree, overrides)
+    request.checkpoint, request.run = checkpoint, run
+    return request
+
+
+def request_of(
+    command: str, argv: Iterable[str], configs: list[str], tree: ConfigTree, overrides: Iterable[Override]
+) -> Request:
+    """Put ``overrides`` into ``tree``, whose sections are known, and keep what no tree can hold."""
+    rest = apply_values(tree, apply_class_overrides(tree, overrides), own=OPTIONS.get(command, ()))
+    return Request(command, list(argv), configs, tree, rest)
 
 
 def apply_class_overrides(tree: ConfigTree, overrides: Iterable[Override]) -> list[Override]:

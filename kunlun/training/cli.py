@@ -70,6 +70,13 @@ def main(request: Request, checker: ConfigChecker) -> int:
     return 0
 
 
+def check_lightning(checker: ConfigChecker, values: dict[str, Any]) -> None:
+    """What precheck leaves out; ConfigError if it is wrong."""
+    checker.arguments("trainer", values.get("trainer", {}), Trainer)
+    checker.arguments("training", values.get("training", {}), CTRModule, linked={"model"})
+    checker.component("data", values.get("data"), (LightningDataModule,))
+
+
 class KunlunCLI(LightningCLI):
     """Parses, checks and builds everything; the methods named like the commands then run it."""
 
@@ -120,7 +127,7 @@ class KunlunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         if not self.request.asks_help:
-            self._check()
+            check_lightning(self.checker, self.tree.values)
         self.tree.values = self.checker.settle(self.tree.values)
         rest = [token for override in self.request.overrides for token in override.tokens]
         try:
@@ -128,12 +135,6 @@ class KunlunCLI(LightningCLI):
         except (ArgumentError, TypeError, ValueError) as error:
             raise ConfigError(self._rephrased(str(error))) from error
         self.config.pop("config", None)
-
-    def _check(self) -> None:
-        checker, values = self.checker, self.tree.values
-        checker.arguments("trainer", values.get("trainer", {}), Trainer)
-        checker.arguments("training", values.get("training", {}), CTRModule, linked={"model"})
-        checker.component("data", values.get("data"), (LightningDataModule,))
 
     def _rephrased(self, message: str) -> str:
         """jsonargparse's message in a line: the innermost key, and the first thing that is said of it."""

@@ -3,60 +3,45 @@
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 
 import pytest
 
 from benchmarks import synthetic_parts
-from benchmarks.synthetic_parts import COMPONENTS, Cell, interval, line, main, summary
+from benchmarks.synthetic_parts import COMPONENTS, World, compare, line, main
 from data.synthetic_config import PARTS
 from tests.conftest import ROOT
 
 
 def test_every_part_but_memory_has_its_ablation() -> None:
     assert set(COMPONENTS) == set(PARTS) - {"memory"}
-    assert all((ROOT / "configs" / synthetic_parts.ablation(part)).is_file() for part in COMPONENTS)
+    assert all((ROOT / f"configs/ablations/{name}.yaml").is_file() for name in ("kunlun", *COMPONENTS.values()))
 
 
-def test_the_interval_is_students() -> None:
-    mean, half = interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert mean == 3.0
-    assert half == pytest.approx(2.776 * statistics.stdev([1, 2, 3, 4, 5]) / 5**0.5)
+def test_worlds_without_a_part_share_their_full_model() -> None:
+    at_0 = [World(part, 0.0).trainings(3, "tiny", 512) for part in COMPONENTS if part != "crosses"]
+    assert len({full.name() for full, _ in at_0}) == 1
+    assert len({dropped.name() for _, dropped in at_0}) == len(at_0)
+    assert World("crosses", 0.0).trainings(3, "tiny", 512)[0] != at_0[0][0]
+    assert World("motif", 2.0).trainings(3, "tiny", 512)[0] != at_0[0][0]
 
 
 @pytest.mark.parametrize(("behind", "word"), [(0.02, "ahead"), (-0.02, "worse"), (0.0, "level")])
 def test_a_difference_counts_only_beyond_its_interval(behind: float, word: str) -> None:
     noise = [-0.004, 0.001, 0.003]
-    cells = {
-        Cell("motif", 2.0, seed, "tiny", 512): {
-            "oracle_ne": 0.5,
-            "full_ne": 0.8,
-            "dropped_ne": 0.8 + behind + noise[seed],
-        }
-        for seed in range(3)
-    }
-    (row,) = summary(cells)
+    pairs = [({"oracle_ne": 0.5, "ne": 0.8}, {"ne": 0.8 + behind + luck}) for luck in noise]
+    row = compare(World("motif", 2.0), pairs)
     assert row["behind"] == pytest.approx(behind)
     assert row["full_share_of_gain"] == pytest.approx(0.4)
     assert f"full is {word}" in line(row)
 
 
 @pytest.mark.slow
-def test_cells_are_kept_and_a_second_run_only_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_finished_is_kept_and_a_second_run_only_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(synthetic_parts, "VALID_ROWS", 512)
-    small = [
-        "--part",
-        "recency",
-        "--seeds",
-        "1",
-        "--rows",
-        "512",
-        "--preset",
-        "tiny",
-        "--cells",
-        str(tmp_path / "cells"),
-    ]
+    small = ["--part", "recency", "--seeds", "1", "--rows", "512", "--cells", str(tmp_path / "cells")]
     main([*small, "--out", str(tmp_path / "first.json")])
     monkeypatch.setattr(synthetic_parts, "run", None)  # to call it is an error
     main([*small, "--out", str(tmp_path / "second.json")])
@@ -64,4 +49,3 @@ def test_cells_are_kept_and_a_second_run_only_reads_them(tmp_path: Path, monkeyp
     assert first == second
     assert {row["strength"] for row in first["results"]} == {0.0, 2.0}
     assert all(0 < row["oracle_ne"] < row["full_ne"] for row in first["results"])
-    assert not list((tmp_path / "cells").glob("*.claim"))

@@ -1,0 +1,187 @@
+"""A cell: one variant with one seed, trained by ``cli.py fit`` in a process of its own, its result kept in a file.
+
+Layout under the matrix's folder: ``cells/NAME/`` with config.yaml, log.txt, result.json and the run's own directory.
+Several processes, on one machine or on several that share the folder, take cells by a lock on ``NAME.lock``; the lock
+goes with the process that holds it, so a killed matrix leaves nothing that would have to be cleaned up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kunlun.configuration import PROJECT_ROOT, dump_yaml
+from kunlun.experiments.matrix import Variant
+from kunlun.experiments.results import CellResult, CurvePoint
+
+RESULT, LOG, CONFIG = "result.json", "log.txt", "config.yaml"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training. ``folder`` is the matrix's; equal cells have equal names, whatever matrix they are in."""
+
+    variant: Variant
+    seed: int
+    split: str
+    group: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant.name}-{self.seed}-{self.variant.key(self.seed, self.split)}"
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "cells" / self.name
+
+    def read(self) -> CellResult:
+        """What is known of it: ``missing`` until it has run."""
+        try:
+            raw = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return CellResult(self.seed, "missing")
+        raw.pop("finished", None)
+        return CellResult(**{**raw, "curve": [CurvePoint(**point) for point in raw["curve"]]})
+
+    def finished(self) -> float:
+        """When its result was written, in unix seconds; 0 if it was not."""
+        try:
+            return (self.path / RESULT).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def is_settled(self, since: float) -> bool:
+        """Done, or failed after ``since``: what failed before is tried again, once."""
+        status = self.read().status
+        return status == "done" or (status == "failed" and self.finished() >= since)
+
+
+def finish(
+    cell: Cell, since: float, environment: Mapping[str, str], processes: Processes, started: Callable[[], None]
+) -> CellResult | None:
+    """Run ``cell`` unless it is settled; None if it was, or if another process is at it."""
+    if cell.is_settled(since):
+        return None
+    cell.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{cell.path}.lock", blocking=False):
+            if cell.is_settled(since):
+                return None
+            started()
+            result = _train(cell, environment, processes)
+            if result is not None:
+                write_json(cell.path / RESULT, _plain(result))
+            return result
+    except Timeout:
+        return None
+
+
+def _train(cell: Cell, environment: Mapping[str, str], processes: Processes) -> CellResult | None:
+    begun = time.monotonic()
+    config = cell.path / CONFIG
+    config.write_text(dump_yaml(cell.variant.values), encoding="utf-8")
+    options = {
+        "seed_everything": cell.seed,
+        "run.name": cell.variant.name,
+        "run.root": cell.path / "runs",
+        "run.group": cell.group,
+        "run.test": str(cell.split == "test").lower(),
+    }
+    arguments = [f"--{key}={value}" for key, value in options.items()]
+    command = ["fit", "--config", str(config), *arguments, *cell.variant.extra]
+    before = set(cell.path.glob("runs/*/*"))
+    code = processes.run(command, cell.path / LOG, environment)
+    if code is None:
+        return None
+    runs = sorted(set(cell.path.glob("runs/*/*")) - before)
+    seconds = time.monotonic() - begun
+    if code != 0 or not runs:
+        return CellResult(cell.seed, "failed", seconds=seconds, reason=last_words(cell.path / LOG, code), log=_log(cell))
+    try:
+        found = read_run(runs[-1], cell.split)
+    except (OSError, ValueError, KeyError) as error:
+        return CellResult(cell.seed, "failed", seconds=seconds, reason=f"its run is not whole: {error!r}", log=_log(cell))
+    return CellResult(cell.seed, "done", seconds=seconds, **found)
+
+
+def read_run(run: Path, split: str) -> dict[str, Any]:
+    """Metrics, curve and commit of a finished fit, from what it left in its directory."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    values = summary["best"] if split == "valid" else summary["test"]
+    metrics = {name.removeprefix(f"{split}/"): value for name, value in values.items() if name.startswith(f"{split}/")}
+    if "ne" not in metrics:
+        raise ValueError(f"no {split}/ne in {run / 'summary.json'}")
+    curve = [CurvePoint(point["samples"], point["valid/ne"]) for point in summary["curve"] if "valid/ne" in point]
+    return {"metrics": metrics, "curve": curve, "commit": (record.get("git") or {}).get("commit")}
+
+
+def last_words(log: Path, code: int) -> str:
+    """Why a command failed, in a line."""
+    if code < 0:
+        hint = " (out of memory?)" if code == -9 else ""
+        return f"killed by signal {-code}{hint}"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("error:")] or lines[-1:]
+    return (told[-1].removeprefix("error:").strip() if told else "it said nothing")[:500] + f" (exit code {code})"
+
+
+class Processes:
+    """The commands that run now; `stop` ends them all and lets no other begin."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._guard = threading.Lock()
+
+    def run(self, command: list[str], log: Path, environment: Mapping[str, str]) -> int | None:
+        """Run ``cli.py command`` with its output in ``log``; its exit code, or None if it was stopped."""
+        with log.open("wb") as out:
+            with self._guard:
+                if self.stopped.is_set():
+                    return None
+                process = subprocess.Popen(
+                    [sys.executable, str(PROJECT_ROOT / "cli.py"), *command],
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, **environment},
+                )
+                self._running.add(process)
+            code = process.wait()
+        self._running.discard(process)
+        return None if self.stopped.is_set() else code
+
+    def stop(self) -> None:
+        with self._guard:
+            self.stopped.set()
+            for process in list(self._running):
+                process.terminate()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _plain(result: CellResult) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(result)
+
+
+def _log(cell: Cell) -> str:
+    return str((cell.path / LOG).relative_to(cell.folder))
