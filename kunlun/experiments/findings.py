@@ -15,12 +15,24 @@ TELLING = 0.02  # a cost within 2 % of full's is not worth a sentence
 
 
 @dataclass(frozen=True)
+class Item:
+    """What is said of a variant; ``summary`` is what the variant is."""
+
+    name: str
+    said: str
+    summary: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.said}. {self.summary}".rstrip()
+
+
+@dataclass(frozen=True)
 class Group:
     """Sentences under one heading; ``tone`` is worse, better, unclear, cost or missing."""
 
     tone: str
     title: str
-    items: list[str]
+    items: list[Item]
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,12 @@ def _of_matrix(result: MatrixResult) -> Findings:
     others = [v for v in ordered(result) if v.name != result.reference]
     worse, better, unclear, single, missing = _sorted(others)
     groups = [
-        Group("worse", "Worse than full", [_told(v, "worse") for v in worse]),
-        Group("better", "Better than full", [_told(v, "better") for v in better]),
+        Group("worse", "Worse than full", [_told(v, "worsens") for v in worse]),
+        Group("better", "Better than full", [_told(v, "improves") for v in better]),
         Group("unclear", "Cannot be told apart from full", [_untold(v) for v in unclear]),
-        Group("unclear", "One seed, so no interval", [f"{v.name}: {n.change(_delta(v))}" for v in single]),
-        Group("cost", "What the replaced components change in cost", [*_costs(others, ("no",))]),
-        Group("missing", "No result", [f"{v.name}: {_why(v)}" for v in missing]),
+        Group("unclear", "One seed, so no interval", [_untold(v) for v in single]),
+        Group("cost", "What replacing a component costs", [*_costs(others, ("no",))]),
+        Group("missing", "No result", [Item(v.name, f"has none: {_why(v)}") for v in missing]),
     ]
     reference = next((v for v in result.variants if v.name == result.reference), None)
     answer = _answer(len(others), [(len(worse), "worse"), (len(better), "better")], len(unclear), len(single))
@@ -78,22 +90,24 @@ def _delta(variant: VariantResult) -> Estimate:
     return variant.delta_percent["ne"]
 
 
-def _told(variant: VariantResult, direction: str) -> str:
+def _told(variant: VariantResult, verb: str) -> Item:
     delta = _delta(variant)
     low, high = sorted(abs(edge) for edge in (delta.low or 0.0, delta.high or 0.0))
     digits = n.decimals(delta)
     size, ends = n.percent(abs(delta.mean), digits, sign=False), f"{n.fixed(low, digits)} to {n.fixed(high, digits)}"
-    return f"{variant.name}: NE {size} {direction} (interval {ends}). {variant.summary}".rstrip()
+    return Item(variant.name, f"{verb} NE by {size} (interval {ends})", variant.summary)
 
 
-def _untold(variant: VariantResult) -> str:
-    return f"{variant.name}: NE {n.change(_delta(variant))}. {variant.summary}".rstrip()
+def _untold(variant: VariantResult) -> Item:
+    change = n.change(_delta(variant))
+    said = "has NE identical in every seed" if change == n.IDENTICAL else f"changes NE by {change}"
+    return Item(variant.name, said, variant.summary)
 
 
 def _answer(count: int, clear: list[tuple[int, str]], unclear: int, single: int) -> str:
     if not count:
         return "There is no variant to compare."
-    parts = [f"{number} {_be(number)} {word}" for number, word in clear]
+    parts = [f"{number or 'none'} {'are' if number > 1 else 'is'} {word}" for number, word in clear]
     parts.append(f"{unclear} cannot be told apart from it")
     if single:
         parts.append(f"{single} {'rests' if single == 1 else 'rest'} on one seed")
@@ -128,7 +142,7 @@ def _caution(comparisons: int) -> str:
     return f"Of {comparisons} intervals at 95 %, {by_luck} if nothing made a difference. {told}"
 
 
-def _costs(variants: Sequence[VariantResult], families: tuple[Family, ...]) -> Iterator[str]:
+def _costs(variants: Sequence[VariantResult], families: tuple[Family, ...]) -> Iterator[Item]:
     for variant in (v for v in variants if v.family in families):
         parts = [
             f"{title} {n.percent(100 * (variant.ratio[key] - 1), 1)}"
@@ -136,7 +150,7 @@ def _costs(variants: Sequence[VariantResult], families: tuple[Family, ...]) -> I
             if key in variant.ratio and abs(variant.ratio[key] - 1) > TELLING
         ]
         if parts:
-            yield f"{variant.name}: {', '.join(parts)}"
+            yield Item(variant.name, f"changes {', '.join(parts)}")
 
 
 def _why(variant: VariantResult) -> str:
@@ -144,10 +158,6 @@ def _why(variant: VariantResult) -> str:
     if reason:
         return reason
     return "its runs have no seed in common with full's" if variant.done() else "not run"
-
-
-def _be(number: int) -> str:
-    return "is" if number == 1 else "are"
 
 
 def _count(number: int, one: str, several: str) -> str:
@@ -161,17 +171,18 @@ def _of_scaling(result: ScalingResult) -> Findings:
     if flops:
         question += f", {n.scaled(min(flops))}FLOPs to {n.scaled(max(flops))}FLOPs a sample"
     question += f", on {_data(result.data)}. NE of the {result.split} split."
-    clear, unclear = [], []
+    clear: list[Item] = []
+    unclear: list[Item] = []
     for model, ratio in result.ratios.items():
         if model == result.reference:
             continue
-        sentence, told = _ratio(model, result.reference, ratio)
-        (clear if told else unclear).append(sentence)
+        sentence, is_clear = _ratio(model, result.reference, ratio)
+        (clear if is_clear else unclear).append(sentence)
     paper = f"The paper has Kunlun at {n.fixed(SCALING_RATIO, 0)}× InterFormer's scaling efficiency."
-    groups = [Group("better", "Told apart", clear), Group("unclear", "Cannot be told apart", unclear)]
-    short = [ladder.model for ladder in result.ladders if ladder.log is None]
-    groups.append(Group("missing", "Too few sizes for a fit", short))
-    told = clear[0] if clear else "No model's scaling can be told apart from the reference's."
+    groups = [Group("better", "Also told apart", clear[1:]), Group("unclear", "Cannot be told apart", unclear)]
+    short = [Item(ladder.model, "has too few sizes that finished") for ladder in result.ladders if ladder.log is None]
+    groups.append(Group("missing", "No fit", short))
+    told = str(clear[0]) if clear else "No model's scaling can be told apart from the reference's."
     return Findings(
         title=f"{result.name}: scaling law",
         question=question,
@@ -181,12 +192,9 @@ def _of_scaling(result: ScalingResult) -> Findings:
     )
 
 
-def _ratio(model: str, reference: str, ratio: Estimate) -> tuple[str, bool]:
-    shown = n.spread(ratio, 2)
-    told = ratio.low is not None and ratio.high is not None and (ratio.low > 1 or ratio.high < 1)
-    if ratio.low is None:
-        return (
-            f"NE of {model} falls {shown} times as fast with compute as {reference}'s, without a bounded interval.",
-            told,
-        )
-    return f"NE of {model} falls {shown} times as fast with compute as {reference}'s.", told
+def _ratio(model: str, reference: str, ratio: Estimate) -> tuple[Item, bool]:
+    """The sentence, and whether the ratio's interval leaves 1 out."""
+    said = f"gains {n.spread(ratio, 2)} times as much NE from compute as {reference}"
+    if ratio.low is None or ratio.high is None:
+        return Item(model, f"{said}, an interval without bounds"), False
+    return Item(model, said), ratio.low > 1 or ratio.high < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,8 @@ class Scatter:
 
     wide: Plot
     narrow: Plot
-    untold: list[str]
+    untold: list[list[str]]
+    """Of the wide and of the narrow one."""
     families: list[tuple[str, str]]
 
 
@@ -84,27 +86,28 @@ def scatter(result: MatrixResult) -> Scatter | None:
         return None
     x_axis = axis([flops for _, flops, _ in found if flops], log=True)
     y_axis = axis([ne for *_, ne in found], flipped=True)
-    plots, untold = [], []
+    plots: list[Plot] = []
+    untold: list[list[str]] = []
     for width, height in ((WIDE, 420), (NARROW, 420)):
         marks = [
             Mark(x_axis.at(f or 1), y_axis.at(ne), f"{v.name}: NE {n.fixed(ne)}, {n.scaled(f)}FLOPs")
             for v, f, ne in found
         ]
         marks = labelled(marks, [v.name for v, *_ in found], width, height)
-        untold = [v.name for (v, *_), m in zip(found, marks, strict=True) if not m.label]
+        untold.append([v.name for (v, *_), m in zip(found, marks, strict=True) if not m.label])
         series = [
             Series(title, family, [m for (v, *_), m in zip(found, marks, strict=True) if v.family == family])
-            for family, title in FAMILIES.items()
+            for family, title in reversed(FAMILIES.items())  # full is drawn last, on top
         ]
         ticks = (flops_ticks(x_axis, 6 if width == WIDE else 3), ne_ticks(y_axis, 6))
         title = f"NE against FLOPs of {len(found)} variants"
         plots.append(Plot(title, [s for s in series if s.marks], *ticks, "FLOPs per sample", "NE", height))
-    families = [(s.look, s.name) for s in plots[0].series]
+    families = [(s.look, s.name) for s in reversed(plots[0].series)]
     return Scatter(plots[0], plots[1], untold, families)
 
 
 def flops_ticks(scale: Axis, wanted: int) -> list[Tick]:
-    return [Tick(scale.at(v), n.scaled(v)) for v in scale.values(wanted)]
+    return [Tick(scale.at(v), n.brief(v)) for v in scale.values(wanted)]
 
 
 def ne_ticks(scale: Axis, wanted: int) -> list[Tick]:
@@ -186,7 +189,7 @@ def curves(result: MatrixResult) -> list[tuple[str, list[Plot]]]:
 
 def _curve(variant: VariantResult) -> Curve:
     """Mean and range over the seeds at the points that all of them have, thinned."""
-    by_seed = [{p.samples: p.ne for p in cell.curve} for cell in variant.done() if cell.curve]
+    by_seed = [{p.samples: p.ne for p in cell.curve if math.isfinite(p.ne)} for cell in variant.done() if cell.curve]
     if not by_seed:
         return []
     common = sorted(set.intersection(*(set(curve) for curve in by_seed)))
@@ -200,11 +203,11 @@ def _panels(mine: dict[str, Curve], full: Curve) -> list[Plot]:
     # The first validations, far above the rest, would press the ends together: they may leave the panel at its top.
     late = [edge for curve in shown for _, _, *edges in curve[len(curve) // 3 :] for edge in edges]
     y_axis = axis(late, flipped=True)
-    ticks = ([Tick(x_axis.at(v), n.scaled(v) if v else "0") for v in x_axis.values(2)], ne_ticks(y_axis, 3))
+    ticks = ([Tick(x_axis.at(v), n.brief(v)) for v in x_axis.values(3)], ne_ticks(y_axis, 3))
     plots = []
     for name, curve in mine.items():
         series = [_drawn("full", "muted", full, x_axis, y_axis)] if full else []
-        plots.append(Plot(name, [*series, _drawn(name, "own", curve, x_axis, y_axis)], *ticks, height=120))
+        plots.append(Plot(name, [*series, _drawn(name, "own", curve, x_axis, y_axis)], *ticks, height=130))
     return plots
 
 

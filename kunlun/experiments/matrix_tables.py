@@ -88,7 +88,7 @@ def _quality(result: MatrixResult, variants: Sequence[VariantResult]) -> Grid:
         cells += [n.fixed(_mean(variant, "calibration"), 3), n.share(_mean(variant, "oracle_share"))]
         rows.append(_row(variant, [*cells, seeds(variant)]))
     note = (
-        f"Of the {result.split} split. An interval is over seeds: another initialisation and another order of the rows. "
+        f"Of the {result.split} split. An interval is over seeds: another initialisation and another order of rows. "
         "It says nothing about other test rows or another data set."
     )
     if result.oracle:

@@ -8,6 +8,7 @@ from kunlun.experiments.statistics import Estimate
 
 NONE = "–"
 """What was not measured."""
+IDENTICAL = "identical"
 
 
 def fixed(value: float | None, digits: int = 4, sign: bool = False) -> str:
@@ -44,7 +45,7 @@ def change(estimate: Estimate | None, single: int = 2) -> str:
     if estimate.low is None or estimate.high is None:
         return percent(estimate.mean, single)
     if estimate.low == estimate.mean == estimate.high == 0:
-        return "identical"
+        return IDENTICAL
     digits = decimals(estimate)
     ends = f"{fixed(estimate.low, digits, True)} … {fixed(estimate.high, digits, True)}"
     return f"{percent(estimate.mean, digits)} ({ends})"
@@ -60,7 +61,8 @@ def significant(value: float | None, digits: int = 3) -> str:
         return NONE
     if value and abs(value) < 1e-4:
         return f"{value:.{digits - 1}e}".replace("-", "−")
-    power = math.floor(math.log10(abs(value))) if value else 0
+    rounded = float(f"{value:.{digits - 1}e}")
+    power = math.floor(math.log10(abs(rounded))) if value else 0
     return fixed(value, max(0, digits - 1 - power))
 
 
@@ -72,6 +74,13 @@ def scaled(value: float | None) -> str:
         if abs(value) >= 0.9995 * power:
             return f"{significant(value / power)} {prefix}"
     return significant(value)
+
+
+def brief(value: float) -> str:
+    """`scaled` without zeros at its end, for axes."""
+    figure, _, prefix = scaled(value).partition(" ")
+    figure = figure.rstrip("0").rstrip(".") if "." in figure else figure
+    return f"{figure} {prefix}".rstrip()
 
 
 def size(value: float | None) -> str:

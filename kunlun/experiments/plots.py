@@ -6,9 +6,10 @@ every report.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,14 @@ class Axis:
         """About so many round values."""
         if self.log:
             return _log_values(self.low, self.high, wanted)
-        rough = (self.high - self.low) / wanted
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = power * next(s for s in (1, 2, 5, 10) if s * power >= 0.999 * rough)
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(i * step, 12) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        found: list[float] = []
+        while len(found) < 2:
+            rough = (self.high - self.low) / wanted
+            power = 10.0 ** math.floor(math.log10(rough))
+            step = power * next(s for s in (1, 2, 5, 10) if s * power >= 0.999 * rough)
+            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+            found, wanted = [round(i * step, 12) for i in range(first, last + 1)], wanted + 1
+        return found
 
 
 def _log_values(low: float, high: float, wanted: int) -> list[float]:
@@ -70,7 +74,7 @@ def axis(values: Sequence[float], log: bool = False, flipped: bool = False, room
 
 def decimals(values: Sequence[float]) -> int:
     """How many decimals tell the round values of an axis apart."""
-    step = min((b - a for a, b in zip(values, values[1:], strict=False)), default=1.0)
+    step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
@@ -125,6 +129,10 @@ class Mark:
     dy: float = 0.0
     anchor: str = "start"
 
+    @property
+    def is_far(self) -> bool:
+        return math.hypot(self.dx, self.dy) > 20
+
 
 @dataclass(frozen=True)
 class Series:
@@ -176,40 +184,39 @@ class Box:
         )
 
 
-LETTER, LINE, MARK = 6.6, 13.0, 6.0  # pixels, of 12 px text
+LETTER, LINE, MARK = 6.8, 13.0, 6.0  # pixels, of 12 px text
+STEPS = tuple(i / 20 for i in range(4, 20))  # of a leader, where it may touch nothing
+FAR = ((14.0, -20.0), (14.0, 28.0), (30.0, -34.0), (30.0, 42.0), (46.0, -50.0), (46.0, 58.0), (60.0, -66.0))
 
 
 def labelled(marks: Sequence[Mark], names: Sequence[str], width: float, height: float) -> list[Mark]:
     """The marks with those names that find room beside them on a plot of that size, in pixels; the first come first."""
     points = [(m.x * width / 100, m.y * height / 100) for m in marks]
-    taken = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in points]
+    around = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in points]
+    texts: list[Box] = []
     placed = []
-    for mark, name, (x, y) in zip(marks, names, points, strict=True):
-        found = next(
-            (
-                (dx, dy, anchor, box)
-                for dx, dy, anchor in _places()
-                if (box := _text_box(name, x + dx, y + dy, anchor)).left >= 0
-                and box.right <= width
-                and box.top >= 0
-                and box.bottom <= height
-                and not any(box.meets(other) for other in taken)
-            ),
-            None,
-        )
-        if found:
-            taken.append(found[3])
-            placed.append(Mark(mark.x, mark.y, mark.title, name, *found[:3]))
+    for i, (mark, name, (x, y)) in enumerate(zip(marks, names, points, strict=True)):
+        for dx, dy, anchor in _places():
+            box = _text_box(name, x + dx, y + dy, anchor)
+            others = [*around[:i], *around[i + 1 :], *texts]
+            inside = box.left >= 0 and box.right <= width and box.top >= 0 and box.bottom <= height
+            found = replace(mark, label=name, dx=dx, dy=dy, anchor=anchor)
+            leader = [Box(x + s * dx, y + s * dy, x + s * dx, y + s * dy) for s in STEPS] if found.is_far else []
+            if inside and not any(part.meets(other) for part in (box, *leader) for other in others):
+                texts.append(box)
+                placed.append(found)
+                break
         else:
             placed.append(mark)
     return placed
 
 
 def _places() -> list[tuple[float, float, str]]:
-    """Where a label may stand, best first: right, left, above, below, and then further off."""
+    """Where a label may stand, best first: right, left, above, below, and further off, where a line leads to it."""
     near = [(9, 4, "start"), (-9, 4, "end"), (0, -9, "middle"), (0, 18, "middle")]
     slant = [(8, -6, "start"), (8, 15, "start"), (-8, -6, "end"), (-8, 15, "end")]
-    return [*near, *slant]
+    far = [(side * dx, dy, anchor) for dx, dy in FAR for side, anchor in ((1, "start"), (-1, "end"))]
+    return [*near, *slant, *far]
 
 
 def _text_box(text: str, x: float, y: float, anchor: str) -> Box:

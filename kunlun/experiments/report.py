@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from kunlun.experiments import numbers as n
 from kunlun.experiments.findings import Findings, findings
@@ -67,9 +68,21 @@ def report(results: Sequence[MatrixResult | ScalingResult]) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_unbroken,
     )
+    environment.filters["wbr"] = _breakable
     parts = [_part(result, f"r{i + 1}") for i, result in enumerate(results)]
     return environment.get_template(TEMPLATE).render(parts=parts)
+
+
+def _unbroken(value: Any) -> Any:
+    """A figure and its percent sign stay on one line."""
+    return value.replace(" %", "\u00a0%") if isinstance(value, str) else value
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def _part(result: MatrixResult | ScalingResult, key: str) -> Part:

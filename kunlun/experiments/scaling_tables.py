@@ -29,7 +29,7 @@ def ne_of(point: ScalingPoint) -> Estimate | None:
 def base(ladder: Ladder) -> float | None:
     """C₀ of the log-linear law, which the fit's curve and coefficients give together."""
     law = ladder.log
-    if law is None or not law.coefficients["eta"].mean:
+    if law is None or abs(law.coefficients["eta"].mean) < 1e-9:
         return None
     gain = law.middle[0] - law.coefficients["ne0"].mean
     return law.flops[0] * math.exp(gain / law.coefficients["eta"].mean)
@@ -54,7 +54,7 @@ def _points(result: ScalingResult) -> Grid:
             cells += [n.NONE if ne is None else n.spread(ne, 4)]
             cells += [str(done) if done == len(point.cells) else f"{done} of {len(point.cells)}"]
             cells += [", ".join(f"{key} {value}" for key, value in point.chosen.items())]
-            rows.append(Row(tuple(cells), ladder.model, ladder.model == result.reference))
+            rows.append(Row(tuple(cells), ladder.model))
     note = "An interval is over seeds: another initialisation and another order of the rows."
     if result.oracle:
         note += f" The true probabilities have NE {n.fixed(result.oracle['ne'])}: no model can do better."
@@ -80,8 +80,11 @@ def _log(result: ScalingResult) -> Grid:
             continue
         bases.append(base(ladder))
         ratio = result.ratios.get(ladder.model)
-        cells = (_coefficient(ladder.log, "eta"), n.NONE if ratio is None else n.spread(ratio, 2))
-        cells += (_coefficient(ladder.log, "ne0"), n.fixed(ladder.log.residual, 5))
+        cells = [
+            _coefficient(ladder.log, "eta"),
+            "1" if ladder.model == result.reference else n.NONE if ratio is None else n.spread(ratio, 2),
+        ]
+        cells += [_coefficient(ladder.log, "ne0"), n.fixed(ladder.log.residual, 5)]
         rows.append(Row((ladder.model, *cells), strong=ladder.model == result.reference))
     at = next((f", {n.scaled(b)}FLOPs a sample" for b in bases if b is not None), "")
     note = (
@@ -102,8 +105,8 @@ def _power(result: ScalingResult) -> Grid:
     rows = []
     for ladder in result.ladders:
         if ladder.power is not None:
-            cells = tuple(_coefficient(ladder.power, name) for name in ("a", "b", "c"))
-            rows.append(Row((ladder.model, *cells, n.fixed(ladder.power.residual, 5))))
+            abc = [_coefficient(ladder.power, name) for name in ("a", "b", "c")]
+            rows.append(Row((ladder.model, *abc, n.fixed(ladder.power.residual, 5))))
     note = "NE = a + b · (C / C₀)^−c beside it: over a wide range NE cannot fall along a straight line for ever."
     if any(ladder.power and ladder.power.coefficients["c"].mean < 1.01 * LEAST_EXPONENT for ladder in result.ladders):
         note += (

@@ -45,7 +45,7 @@ def terminal(result: MatrixResult | ScalingResult) -> str:
 
 
 def _markdown_group(group: Group) -> str:
-    return "\n".join([f"**{_escaped(group.title)}**", "", *(f"- {_escaped(item)}" for item in group.items)])
+    return "\n".join([f"**{_escaped(group.title)}**", "", *(f"- {_escaped(str(item))}" for item in group.items)])
 
 
 def _escaped(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -143,8 +144,9 @@ def matrix(seeds: int = 5, synthetic: bool = True, more: int = 0, measured: bool
     )
 
 
+@functools.cache
 def scaling(sizes: int = 5, seeds: int = 3) -> ScalingResult:
-    """Three models; the last has too few sizes for a fit, and a run that failed."""
+    """Three models; the last has too few sizes for a fit, and a run that failed. Shared: do not change it."""
     rng = np.random.default_rng(0)
     ladders = []
     for model, eta, steps in (("kunlun", 0.0061, sizes), ("interformer", 0.0034, sizes), ("wukong", 0.0022, 2)):
