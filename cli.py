@@ -33,6 +33,8 @@ COMMANDS = {
     "validate": "metrics of a checkpoint on the valid split",
     "test": "metrics of a checkpoint on the test split",
     "predict": "probabilities of a checkpoint for every row, as Parquet",
+    "ablate": "train every variant of a matrix with every seed, and write the table and the report",
+    "dashboard": "make the workspace of a W&B project (needs a login)",
     "prepare": "turn the raw files of a data set into prepared data",
     "generate": "write made-up raw files in the layout of a public data set",
     "inspect": "show what is in a prepared data set, as text and as a page with charts",
@@ -40,6 +42,7 @@ COMMANDS = {
 EXAMPLES = """\
   python cli.py fit --config ablations/kunlun.yaml
   python cli.py fit --config ablations/no_gdpa.yaml --trainer.max_epochs 3
+  python cli.py ablate --config ablations/matrix.yaml --seeds 3 --jobs 2
   python cli.py prepare criteo --raw train.txt --out prepared/criteo
   python cli.py fit --config data/criteo.yaml --data.path prepared/criteo
   python cli.py test --ckpt_path runs/NAME/TIME/checkpoints/best.ckpt"""
@@ -106,6 +109,31 @@ def inspect(argv: list[str]) -> int:
         importlib.import_module("data.inspection.prepared").show_prepared(Path(argv[0]).expanduser(), options)
     except DataError as error:
         raise ConfigError(f"inspect: {error}") from error
+    return 0
+
+
+def ablate(argv: list[str]) -> int:
+    """``ablate --config MATRIX.yaml``: its own options are the fields of MatrixOptions."""
+    from kunlun.experiments.matrix import MatrixOptions
+
+    if {"-h", "--help"} & set(argv):
+        summary = (
+            f"{COMMANDS['ablate'].capitalize()}. Further --config files and options of a run lie under every variant."
+        )
+        return _options_help("ablate --config ablations/matrix.yaml", summary, (), MatrixOptions)
+    from kunlun.experiments.ablate import main as run_matrix
+
+    return run_matrix(argv)
+
+
+def dashboard(argv: list[str]) -> int:
+    """``dashboard --project P``: its options are the fields of DashboardOptions."""
+    from kunlun.experiments.dashboard import DashboardOptions, save_workspace
+
+    if {"-h", "--help"} & set(argv):
+        return _options_help("dashboard", f"{COMMANDS['dashboard'].capitalize()}.", (), DashboardOptions)
+    _, options = _read_options("dashboard", argv, (), DashboardOptions)
+    print(f"saved: {save_workspace(options)}")
     return 0
 
 
@@ -222,6 +250,10 @@ def run(argv: list[str]) -> int:
         return generate(rest)
     if command == "inspect":
         return inspect(rest)
+    if command == "ablate":
+        return ablate(rest)
+    if command == "dashboard":
+        return dashboard(rest)
 
     # Each of these lines imports more than the one before, so a mistake is refused as early as it can be.
     from kunlun.command_line import read_request

@@ -136,12 +136,12 @@ class Parts:
         return 2.0 * (today - now) + lately
 
     def _motif(self, click: _Past) -> Tensor:
-        """Neighbouring clicks within an hour: first the candidate's group, then the next one; the reverse counts -1."""
-        first, second = click.distance[:-1], click.distance[1:]
+        """Neighbouring clicks within an hour: a step to the next group speaks for any candidate, one back against."""
+        step = (click.group[1:] - click.group[:-1]) & (self.groups - 1)
         near = (click.sample[:-1] == click.sample[1:]) & (click.age[:-1] - click.age[1:] <= MOTIF_SECONDS)
-        sign = ((first == 0) & (second == 1)).long() - ((first == 1) & (second == 0)).long()
+        sign = (step == 1).long() - (step == self.groups - 1).long()
         net = torch.zeros_like(click.count).index_add_(0, click.sample[1:], sign * near)
-        return _saturated(net.double())
+        return net.double() / (click.count + 4).double()
 
     def _long_range(self, pasts: tuple[_Past, ...]) -> Tensor:
         """The share of all events, of any age and type, that lie in the candidate's group."""

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,6 @@ class Cell:
             raw = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return CellResult(self.seed, "missing")
-        raw.pop("finished", None)
         return CellResult(**{**raw, "curve": [CurvePoint(**point) for point in raw["curve"]]})
 
     def finished(self) -> float:
@@ -67,9 +66,7 @@ class Cell:
         return status == "done" or (status == "failed" and self.finished() >= since)
 
 
-def finish(
-    cell: Cell, since: float, environment: Mapping[str, str], processes: Processes, started: Callable[[], None]
-) -> CellResult | None:
+def finish(cell: Cell, since: float, environment: Mapping[str, str], processes: Processes) -> CellResult | None:
     """Run ``cell`` unless it is settled; None if it was, or if another process is at it."""
     if cell.is_settled(since):
         return None
@@ -78,10 +75,9 @@ def finish(
         with FileLock(f"{cell.path}.lock", blocking=False):
             if cell.is_settled(since):
                 return None
-            started()
             result = _train(cell, environment, processes)
             if result is not None:
-                write_json(cell.path / RESULT, _plain(result))
+                write_json(cell.path / RESULT, asdict(result))
             return result
     except Timeout:
         return None
@@ -107,11 +103,15 @@ def _train(cell: Cell, environment: Mapping[str, str], processes: Processes) -> 
     runs = sorted(set(cell.path.glob("runs/*/*")) - before)
     seconds = time.monotonic() - begun
     if code != 0 or not runs:
-        return CellResult(cell.seed, "failed", seconds=seconds, reason=last_words(cell.path / LOG, code), log=_log(cell))
+        return CellResult(
+            cell.seed, "failed", seconds=seconds, reason=last_words(cell.path / LOG, code), log=_log(cell)
+        )
     try:
         found = read_run(runs[-1], cell.split)
     except (OSError, ValueError, KeyError) as error:
-        return CellResult(cell.seed, "failed", seconds=seconds, reason=f"its run is not whole: {error!r}", log=_log(cell))
+        return CellResult(
+            cell.seed, "failed", seconds=seconds, reason=f"its run is not whole: {error!r}", log=_log(cell)
+        )
     return CellResult(cell.seed, "done", seconds=seconds, **found)
 
 
@@ -175,12 +175,6 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
-
-
-def _plain(result: CellResult) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(result)
 
 
 def _log(cell: Cell) -> str:

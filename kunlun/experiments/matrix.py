@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from kunlun.command_line import SECTIONS, Override, Request, check_sections, request_of, split_arguments
 from kunlun.config_check import ConfigChecker
-from kunlun.configuration import ConfigError, ConfigTree, closest, find_config, load_configs
+from kunlun.configuration import ConfigError, ConfigTree, Text, closest, find_config, load_configs, parse_value
 
 FAMILIES = ("no", "drop")
 BASELINES = ("interformer", "wukong", "hstu", "din", "dien", "dcnv2", "dlrm", "logistic_regression")
@@ -108,7 +108,7 @@ class Matrix:
         return self.variants[0]
 
 
-def read_matrix(argv: Sequence[str], command: str = "ablate") -> Matrix:
+def read_matrix(argv: Sequence[str]) -> Matrix:
     """The matrix that ``argv`` describes; ConfigError if any part of it is wrong.
 
     Options of the matrix may leave out its section: ``--seeds 3`` is ``--matrix.seeds 3``.
@@ -121,7 +121,8 @@ def read_matrix(argv: Sequence[str], command: str = "ablate") -> Matrix:
     mine = [o for o in overrides if o.key.startswith("matrix.")]
     rest = [o for o in overrides if not o.key.startswith("matrix.")]
     for override in mine:
-        request_of(command, argv, configs, tree, [override])
+        read = parse_value(override.value or "")
+        tree.set(override.key, read if isinstance(read, (dict, list)) else Text(override.value or ""))
     options = read_options(tree, "matrix", MatrixOptions)
     names = list(dict.fromkeys([options.reference, *options.variants]))
     if options.reference not in options.variants:
@@ -130,7 +131,7 @@ def read_matrix(argv: Sequence[str], command: str = "ablate") -> Matrix:
             f"{where}: matrix.variants: the reference {options.reference!r} is not among them"
             f"{closest(options.reference, options.variants)}; every other variant is compared with it"
         )
-    variants = [read_variant(name, configs, rest, command, tree.where("matrix.variants")) for name in names]
+    variants = [read_variant(name, configs, rest, tree.where("matrix.variants")) for name in names]
     return Matrix(options, variants, configs, rest)
 
 
@@ -145,7 +146,7 @@ def read_options(tree: ConfigTree, section: str, cls: type[Any]) -> Any:
         raise ConfigError(f"{tree.where(section)}: {section}: {error}") from error
 
 
-def read_variant(name: str, configs: list[str], overrides: list[Override], command: str, where: str) -> Variant:
+def read_variant(name: str, configs: list[str], overrides: list[Override], where: str) -> Variant:
     """The variant ``name`` over ``configs`` and under ``overrides``, with its values checked."""
     # Lightning takes seconds to import; a misspelt variant is refused before.
     from kunlun.training.cli import check_lightning

@@ -113,20 +113,20 @@ def _variant(raw: dict[str, Any]) -> VariantResult:
     return VariantResult(**raw)
 
 
-def compare(cells: Sequence[CellResult], reference: Sequence[CellResult]) -> dict[str, dict[str, Estimate]]:
-    """``metrics``, ``delta`` and ``delta_percent`` of a variant, for VariantResult."""
+Estimates = dict[str, Estimate]
+
+
+def compare(cells: Sequence[CellResult], reference: Sequence[CellResult]) -> dict[str, Estimates]:
+    """``metrics``, ``delta`` and ``delta_percent`` of a VariantResult."""
     own, full = _by_metric(cells), _by_metric(reference)
     delta = {name: d for name, values in own.items() if (d := paired(values, full.get(name, {}))) is not None}
-    percent: dict[str, Estimate] = {}
+    percent: Estimates = {}
     for name in ("ne", "log_loss"):
         if name in delta:
             base = sum(full[name].values()) / len(full[name])
             percent[name] = scaled(delta[name], 100 / base)
-    return {
-        "metrics": {name: interval(list(values.values())) for name, values in own.items()},
-        "delta": delta,
-        "delta_percent": percent,
-    }
+    metrics = {name: interval(list(values.values())) for name, values in own.items()}
+    return {"metrics": metrics, "delta": delta, "delta_percent": percent}
 
 
 def scaled(estimate: Estimate, factor: float) -> Estimate:

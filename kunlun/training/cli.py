@@ -223,12 +223,23 @@ class KunlunCLI(LightningCLI):
                     trainer.loggers = [*trainer.loggers, _wandb_logger(run, mode, options, runs.redact(config))]
             self._introduce(run, mode)
             self._call(trainer, "fit")
+            if options.test:
+                self._test_best(trainer)
+            if run is not None:
+                text = json.dumps(summary.record(self._schema), indent=2)
+                (run / runs.SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
             failed = False
         finally:
             _finish_wandb(failed)
         if _is_first_process():
             commands = self._next_commands(run, mode) if run is not None else []
             print(summary.text(options.name, run, commands), flush=True)
+
+    def _test_best(self, trainer: Trainer) -> None:
+        """With the weights of the best checkpoint; with those at hand where none was written."""
+        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+        best = kept[0].best_model_path if kept else ""
+        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
 
     def _introduce(self, run: Path | None, mode: str) -> None:
         if not _is_first_process():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
 CHECKPOINTS = "checkpoints"
 _PACKAGES = [
     *("torch", "triton", "lightning", "torchmetrics", "torchdata", "jsonargparse", "wandb"),
@@ -56,6 +57,8 @@ class RunOptions:
     """Whether the best is the smallest or the largest."""
     patience: int | None = None
     """Stop after so many validations without a better one; null: never."""
+    test: bool = False
+    """After training, measure the best checkpoint on the test split, in the same run."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.+-]+", self.name):

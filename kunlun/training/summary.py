@@ -8,13 +8,14 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kunlun.configuration import shown
+from kunlun.features import FeatureSchema
 
 _METRICS = (
     ("ne", "NE"),
@@ -40,11 +41,14 @@ class FitSummary(Callback):
     def __init__(self, monitor: str, mode: str) -> None:
         self.monitor, self.mode = monitor, mode
         self.best: dict[str, float] = {}
+        self.test: dict[str, float] = {}
+        self.curve: list[dict[str, float]] = []
+        self.seconds = 0.0
         self.best_epoch: int | None = None
         self.epochs = 0
         self._started = time.monotonic()
         self._mark: float | None = None
-        self._seconds, self._samples = 0.0, 0
+        self._seconds, self._samples, self._seen = 0.0, 0, 0
 
     @property
     def samples_per_second(self) -> float | None:
@@ -60,6 +64,7 @@ class FitSummary(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
+        self._seen += len(batch) * trainer.world_size
         if self._mark is not None:
             self._seconds += now - self._mark
             self._samples += len(batch) * trainer.world_size
@@ -70,6 +75,8 @@ class FitSummary(Callback):
         if trainer.sanity_checking:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        valid = {name: value for name, value in metrics.items() if name.startswith("valid/")}
+        self.curve.append({"step": trainer.global_step, "samples": self._seen, **valid})
         score = metrics.get(self.monitor)
         if score is None:
             return
@@ -79,23 +86,51 @@ class FitSummary(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.epochs = trainer.current_epoch + 1
+        self.seconds = time.monotonic() - self._started
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.test = {name: value for name, value in found.items() if name.startswith("test/")}
+
+    def record(self, schema: FeatureSchema) -> dict[str, Any]:
+        """For ``summary.json``: metrics of the best epoch and of the test split, the curve, the speed, the data."""
+        return {
+            "monitor": self.monitor,
+            "best_epoch": self.best_epoch,
+            "epochs": self.epochs,
+            "best": self.best,
+            "test": self.test,
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "samples_per_second": self.samples_per_second,
+            "data": {
+                "name": schema.name,
+                "rows": schema.rows,
+                "train_rate": {task.name: task.train_rate for task in schema.tasks},
+            },
+        }
 
     def text(self, name: str, run: Path | None, commands: Sequence[str]) -> str:
         """The summary, a few lines."""
         split = self.monitor.partition("/")[0]
         lines = [""]
-        found = [f"{label} {self.best[f'{split}/{m}']:.4f}" for m, label in _METRICS if f"{split}/{m}" in self.best]
+        found = _figures(self.best, split)
         if found:
-            epochs = f"epoch {self.best_epoch}, the best of {self.epochs}"
-            lines.append(f"{name}: {' · '.join(found)}  ({split}, {epochs})")
+            lines.append(f"{name}: {found}  ({split}, epoch {self.best_epoch}, the best of {self.epochs})")
         else:
             lines.append(f"{name}: no validation ran")
+        if self.test:
+            lines.append(f"  {_figures(self.test, 'test')}  (test, with the best checkpoint)")
         speed = f"{self.samples_per_second:,.0f} samples/s in training · " if self.samples_per_second else ""
         lines.append(f"  {speed}{_duration(time.monotonic() - self._started)}")
         if run is not None:
             lines.append(f"  run: {shown(run)}")
         lines += ["  next:"] * bool(commands) + [f"    {command}" for command in commands]
         return "\n".join(lines)
+
+
+def _figures(metrics: Mapping[str, float], split: str) -> str:
+    return " · ".join(f"{label} {metrics[f'{split}/{m}']:.4f}" for m, label in _METRICS if f"{split}/{m}" in metrics)
 
 
 def next_commands(run: Path, configs: Sequence[str], data_class: str, offline: bool, ablation: str) -> list[str]:

@@ -91,13 +91,13 @@ def naive_parts(world: SyntheticWorld, batch: Batch, row: int) -> dict[str, floa
     net = 0
     for (age, g), (next_age, next_g) in pairwise(clicks):
         if age - next_age <= 3600:
-            net += (g == group and next_g == (group + 1) % groups) - (g == (group + 1) % groups and next_g == group)
+            net += (next_g == (g + 1) % groups) - (g == (next_g + 1) % groups)
     everything = [category % groups for past in pasts.values() for _, category in past]
     signs = [(-1) ** ((device + 1) & (g ^ group)).bit_count() if g != group else 0 for _, g in clicks]
     bought = sum(category % groups == group for _, category in pasts["conversion"])
     return {
         "recency": 2 * (fresh("click", 16) - fresh("click", 12)) + fresh("click", 20),
-        "motif": net / (1 + abs(net)),
+        "motif": net / (len(clicks) + 4),
         "long_range": everything.count(group) / (len(everything) + 4),
         "context": sum(signs) / (len(clicks) + 4),
         "event_types": 2 * bought / (1 + bought) - fresh("impression", 18),

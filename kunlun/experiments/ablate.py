@@ -1,0 +1,169 @@
+"""``python cli.py ablate``: train every variant with every seed, measure what each costs, and write one table.
+
+What is finished stays: a matrix that was killed goes on where it was, and a changed configuration runs only its own
+cells again. Quality first, efficiency after it, when nothing else of the matrix runs on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock
+
+from kunlun.configuration import ConfigError, shown
+from kunlun.experiments.cells import Cell, Processes, finish, last_words, write_json
+from kunlun.experiments.matrix import Matrix, Variant, read_matrix
+from kunlun.experiments.outputs import cells_of, collect, efficiency_path, write_outputs, write_variants
+from kunlun.experiments.results import CellResult
+
+SPARE_BYTES = 1 << 30
+POLL_SECONDS = 5.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a matrix; 0 if every cell is done, 1 if some failed. ConfigError before the first cell if it cannot be."""
+    matrix = read_matrix(argv)
+    folder = matrix.options.folder
+    prepare_folder(folder)
+    check_data(matrix.reference)
+    configs = write_variants(matrix)
+    with stoppable() as processes:
+        train(matrix, processes)
+        if matrix.options.rounds and not processes.stopped.is_set():
+            measure(matrix, configs, processes)
+    result = collect(matrix, ["ablate", *argv])
+    write_outputs(matrix, result)
+    if processes.stopped.is_set():
+        print(f"stopped; the same command goes on from here ({shown(folder)})", flush=True)
+        return 130
+    return int(any(cell.status != "done" for variant in result.variants for cell in variant.cells))
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the matrix's folder; ConfigError if it cannot be written or has no room."""
+    try:
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ConfigError(f"matrix.out: {shown(folder)}: cannot be written: {error.strerror}") from error
+    if free < SPARE_BYTES:
+        raise ConfigError(
+            f"matrix.out: {shown(folder)}: only {free / 2**30:.2f} GiB are free there; runs and checkpoints need "
+            f"{SPARE_BYTES / 2**30:.0f} GiB or more"
+        )
+
+
+def check_data(reference: Variant) -> None:
+    """Build the reference's data and model once: what is missing or does not fit ends here, not in every cell."""
+    from kunlun.training.cli import KunlunCLI
+    from kunlun.training.precheck import precheck
+
+    request = reference.request
+    KunlunCLI(request, precheck(request))
+
+
+def train(matrix: Matrix, processes: Processes) -> None:
+    """Every cell until it is settled, here or on another machine that shares the folder."""
+    cells, since = cells_of(matrix), time.time()
+    done = sum(cell.read().status == "done" for cell in cells)
+    seeds = len(matrix.options.seed_list)
+    print(
+        f"{matrix.options.name}: {len(matrix.variants)} variants × {seeds} seeds = {len(cells)} cells, {done} done · "
+        f"{shown(matrix.options.folder)}",
+        flush=True,
+    )
+    counter = _Counter(len(cells))
+    while not processes.stopped.is_set():
+        workers = [
+            threading.Thread(target=_work, args=(matrix, cells, job, since, processes, counter))
+            for job in range(matrix.options.jobs)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        waiting = [cell for cell in cells if not cell.is_settled(since)]
+        if not waiting or processes.stopped.is_set():
+            break
+        print(f"waiting for {len(waiting)} cells that run elsewhere", flush=True)
+        processes.stopped.wait(POLL_SECONDS)
+
+
+class _Counter:
+    """Prints a line per finished cell."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._guard = threading.Lock()
+
+    def say(self, cell: Cell, result: CellResult, cells: list[Cell]) -> None:
+        with self._guard:
+            settled = sum(c.finished() > 0 for c in cells)
+            told = f"NE {result.metrics['ne']:.4f}" if result.status == "done" else f"FAILED: {result.reason}"
+            place = f"{settled}/{self.total}"
+            print(f"{place:>9}  {cell.variant.name} seed {cell.seed}: {told}  ({result.seconds:.0f} s)", flush=True)
+
+
+def _work(matrix: Matrix, cells: list[Cell], job: int, since: float, processes: Processes, counter: _Counter) -> None:
+    for cell in cells:
+        if processes.stopped.is_set():
+            return
+        result = finish(cell, since, environment(matrix, job), processes)
+        if result is not None:
+            counter.say(cell, result, cells)
+
+
+def environment(matrix: Matrix, job: int) -> dict[str, str]:
+    """Of the process of one job: its GPU, and its share of the cores unless OMP_NUM_THREADS says otherwise."""
+    o = matrix.options
+    found = {"CUDA_VISIBLE_DEVICES": str(o.gpus[job])} if o.gpus else {}
+    if "OMP_NUM_THREADS" not in os.environ:
+        found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // o.jobs))
+    return found
+
+
+def measure(matrix: Matrix, configs: dict[str, Path], processes: Processes) -> None:
+    """The efficiency of every variant, in rounds: in each the reference and all others, so that a slow hour of the
+    machine falls on all of them. One process at a time, whatever ``jobs`` says."""
+    folder = matrix.options.folder / "efficiency"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / ".lock"):
+        for number in range(matrix.options.rounds):
+            for variant in matrix.variants:
+                path = efficiency_path(matrix, variant, number)
+                if path.is_file() or processes.stopped.is_set():
+                    continue
+                command = ["benchmark", "--config", str(configs[variant.name]), "--out", str(path), *variant.extra]
+                log = path.with_suffix(".log")
+                code = processes.run(command, log, environment(matrix, 0))
+                if code:
+                    write_json(path.with_suffix(".failed.json"), {"reason": last_words(log, code)})
+                    print(f"efficiency of {variant.name}: FAILED: {last_words(log, code)}", flush=True)
+            print(f"efficiency: round {number + 1} of {matrix.options.rounds}", flush=True)
+
+
+@contextmanager
+def stoppable() -> Iterator[Processes]:
+    """Processes that Ctrl-C and SIGTERM end; what they were at is not kept, what was finished is."""
+    processes = Processes()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        processes.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield processes
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,189 @@
+"""The matrix in W&B: one run with the table, and a workspace that shows table, curves and costs without a click.
+
+Everything is logged offline unless one is logged in. The workspace lives on the server, so making it needs a login:
+``python cli.py dashboard --project kunlun``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kunlun.configuration import ConfigError, shown
+from kunlun.experiments.results import MatrixResult, VariantResult
+from kunlun.training.runs import RunOptions, redact, wandb_mode
+
+if TYPE_CHECKING:
+    import wandb_workspaces.workspaces as ws
+
+COLUMNS = (
+    *("variant", "family", "seeds", "failed", "ne", "ne_delta_percent", "ne_delta_low", "ne_delta_high", "auc", "gauc"),
+    *("calibration", "oracle_share", "flops_per_sample", "flops_ratio", "parameters_dense", "parameters_embedding"),
+    *("training_qps", "training_qps_ratio", "inference_qps", "latency_p50_ms", "latency_p99_ms", "mfu"),
+    *("peak_memory_mib", "published"),
+)
+
+
+@dataclass(frozen=True)
+class DashboardOptions:
+    """Whose project, and which of its runs."""
+
+    project: str = "kunlun"
+    """W&B project."""
+    entity: str | None = None
+    """User or team; default: the one you are logged in as."""
+    group: str | None = None
+    """Only the runs of one matrix, by its name."""
+
+
+def row(variant: VariantResult) -> dict[str, Any]:
+    """One line of the W&B table; None where a figure is not known."""
+    mean = {name: estimate.mean for name, estimate in variant.metrics.items()}
+    delta = variant.delta_percent.get("ne")
+    cost = variant.efficiency or {}
+    training, inference = cost.get("training", {}), cost.get("inference", {})
+    latency, parameters = inference.get("latency_ms", {}), cost.get("parameters", {})
+    memory = cost.get("peak_memory_bytes")
+    return {
+        "variant": variant.name,
+        "family": variant.family,
+        "seeds": len(variant.done()),
+        "failed": sum(cell.status == "failed" for cell in variant.cells),
+        **{name: mean.get(name) for name in ("ne", "auc", "gauc", "calibration", "oracle_share")},
+        "ne_delta_percent": delta and delta.mean,
+        "ne_delta_low": delta and delta.low,
+        "ne_delta_high": delta and delta.high,
+        "flops_per_sample": cost.get("flops_per_sample"),
+        "flops_ratio": variant.ratio.get("flops"),
+        "parameters_dense": parameters.get("dense"),
+        "parameters_embedding": parameters.get("embedding"),
+        "training_qps": training.get("samples_per_second"),
+        "training_qps_ratio": variant.ratio.get("training_qps"),
+        "inference_qps": inference.get("samples_per_second"),
+        "latency_p50_ms": latency.get("p50"),
+        "latency_p99_ms": latency.get("p99"),
+        "mfu": training.get("mfu"),
+        "peak_memory_mib": memory and memory / 2**20,
+        "published": variant.published,
+    }
+
+
+def log_matrix(result: MatrixResult, options: RunOptions, folder: Path) -> str | None:
+    """A run of its own in the group of the matrix: ``wandb.Table``, charts, the report; None where W&B is off.
+
+    Returns a line that says where it is.
+    """
+    mode = wandb_mode(options)
+    if mode == "disabled":
+        return None
+    import wandb
+
+    table = wandb.Table(columns=list(COLUMNS), data=[[row(v)[name] for name in COLUMNS] for v in result.variants])
+    settings = wandb.Settings(silent=mode == "offline", quiet=True, console="off")
+    run = wandb.init(
+        name=f"{result.name}-table",
+        dir=str(folder),
+        mode=mode,
+        project=options.project,
+        group=result.name,
+        job_type="table",
+        config=redact({"data": result.data, "split": result.split, "reference": result.reference}),
+        settings=settings,
+    )
+    run.log(
+        {
+            "ablation/table": table,
+            "ablation/ne_delta": wandb.plot.bar(table, "variant", "ne_delta_percent", "NE against full, %"),
+            "ablation/flops": wandb.plot.bar(table, "variant", "flops_per_sample", "FLOPs per sample"),
+            "ablation/training_qps": wandb.plot.bar(table, "variant", "training_qps", "samples/s in training"),
+            "ablation/cost_and_quality": wandb.plot.scatter(table, "flops_per_sample", "ne", "NE and FLOPs"),
+            "ablation/report": wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False),
+        }
+    )
+    for variant in result.variants:
+        if "ne" in variant.delta_percent:
+            run.summary[f"ne_delta_percent/{variant.name}"] = variant.delta_percent["ne"].mean
+    where = Path(run.dir).parent
+    run.finish()
+    return f"W&B: the table is in {shown(where)}" + ("" if mode == "online" else f" (wandb sync {shown(where)})")
+
+
+def workspace(entity: str, project: str, group: str | None = None) -> ws.Workspace:
+    """What a project looks like in W&B: the table and its charts, quality by variant, learning curves, costs.
+
+    Args:
+        group: only the runs of one matrix.
+    """
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    by_name: dict[str, Any] = {
+        "groupby": wr.Config("run.name"),
+        "groupby_aggfunc": "mean",
+        "groupby_rangefunc": "stddev",
+    }
+
+    def bars(metric: str, title: str) -> wr.BarPlot:
+        return wr.BarPlot(title=title, metrics=[metric], **by_name)
+
+    def curve(metric: str, title: str) -> wr.LinePlot:
+        return wr.LinePlot(title=title, x="trainer/global_step", y=[metric], **by_name)
+
+    table = wr.WeavePanelSummaryTable(table_name="ablation/table")
+    sections = [
+        ws.Section(name="Ablation table", panels=[table], is_open=True),
+        ws.Section(
+            name="Quality by variant",
+            panels=[
+                bars("test/ne", "NE, test"),
+                bars("valid/ne", "NE, valid"),
+                bars("test/auc", "AUC, test"),
+                bars("test/gauc", "GAUC, test"),
+                bars("test/calibration", "Calibration, test"),
+                bars("test/oracle_share", "Share of the oracle's gain, test"),
+            ],
+            is_open=True,
+        ),
+        ws.Section(
+            name="Learning curves",
+            panels=[
+                curve("train/loss", "Training loss"),
+                curve("valid/ne", "NE, valid"),
+                curve("valid/auc", "AUC, valid"),
+            ],
+            is_open=True,
+        ),
+        ws.Section(
+            name="Efficiency",
+            panels=[
+                curve("efficiency/samples_per_second", "Samples/s"),
+                curve("efficiency/mfu", "MFU"),
+                curve("efficiency/data_wait", "Share of time spent waiting for data"),
+            ],
+            is_open=True,
+        ),
+    ]
+    filters = [ws.Metric("Group") == group] if group else []
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=f"Ablation {group}" if group else "Ablation",
+        sections=sections,
+        runset_settings=ws.RunsetSettings(filters=filters),
+    )
+
+
+def save_workspace(options: DashboardOptions) -> str:
+    """Make the workspace on the server; its address. ConfigError says what is missing."""
+    try:
+        import wandb_workspaces  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("dashboard needs wandb-workspaces: pip install 'kunlun-rec[dashboard]'") from error
+    import wandb
+
+    try:
+        entity = options.entity or str(wandb.Api().default_entity)
+        return str(workspace(entity, options.project, options.group).save().url)
+    except (wandb.errors.Error, ValueError, OSError) as error:
+        raise ConfigError(f"dashboard: W&B refused ({error}); `wandb login` first, and see --entity") from error
