@@ -68,6 +68,7 @@ def tone(delta: Estimate) -> str:
 class Scatter:
     """NE against FLOPs, its labels placed for a wide and for a narrow screen; names that found no room are told."""
 
+    title: str
     wide: Plot
     narrow: Plot
     untold: list[list[str]]
@@ -75,15 +76,19 @@ class Scatter:
     families: list[tuple[str, str]]
 
 
-def scatter(result: MatrixResult) -> Scatter | None:
-    """NE against FLOPs per sample of those that have both; None with fewer than two."""
+def scatters(result: MatrixResult) -> list[Scatter]:
+    """NE against FLOPs of all that have both; then the model's own variants closer up, if other models are far off."""
     found = [
         (v, costs.flops, v.metrics["ne"].mean)
         for v in ordered(result)
         if (costs := Costs.of(v.efficiency)).flops and "ne" in v.metrics
     ]
-    if len(found) < 2:
-        return None
+    own = [point for point in found if point[0].family != "baseline"]
+    parts = [("All", found), *([("Variants of the model alone", own)] if 2 < len(own) < len(found) else [])]
+    return [_scatter(title, points) for title, points in parts if len(points) > 1]
+
+
+def _scatter(heading: str, found: Sequence[tuple[VariantResult, float | None, float]]) -> Scatter:
     x_axis = axis([flops for _, flops, _ in found if flops], log=True)
     y_axis = axis([ne for *_, ne in found], flipped=True)
     plots: list[Plot] = []
@@ -103,7 +108,7 @@ def scatter(result: MatrixResult) -> Scatter | None:
         title = f"NE against FLOPs of {len(found)} variants"
         plots.append(Plot(title, [s for s in series if s.marks], *ticks, "FLOPs per sample", "NE", height))
     families = [(s.look, s.name) for s in reversed(plots[0].series)]
-    return Scatter(plots[0], plots[1], untold, families)
+    return Scatter(heading, plots[0], plots[1], untold, families)
 
 
 def flops_ticks(scale: Axis, wanted: int) -> list[Tick]:

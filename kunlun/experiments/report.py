@@ -15,7 +15,7 @@ from markupsafe import Markup
 from kunlun.experiments import numbers as n
 from kunlun.experiments.findings import Findings, findings
 from kunlun.experiments.grid import Grid
-from kunlun.experiments.matrix_charts import Components, Scatter, components, cost_bars, curves, forest, scatter
+from kunlun.experiments.matrix_charts import Components, Scatter, components, cost_bars, curves, forest, scatters
 from kunlun.experiments.matrix_tables import FAMILIES, ordered
 from kunlun.experiments.plots import Bars, Block, Plot
 from kunlun.experiments.results import CellResult, MatrixResult, ScalingResult
@@ -47,7 +47,7 @@ class Part:
     notes: list[str]
     tables: dict[str, Grid]
     forest: list[Block] = field(default_factory=list)
-    scatter: Scatter | None = None
+    scatters: list[Scatter] = field(default_factory=list)
     bars: list[Bars] = field(default_factory=list)
     components: Components | None = None
     curves: list[tuple[str, list[Plot]]] = field(default_factory=list)
@@ -96,7 +96,7 @@ def _part(result: MatrixResult | ScalingResult, key: str) -> Part:
         notes=result.notes,
         tables=grids,
         forest=forest(result),
-        scatter=scatter(result),
+        scatters=scatters(result),
         bars=cost_bars(result),
         components=components(result),
         curves=curves(result),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kunlun.experiments import numbers
-from kunlun.experiments.matrix_charts import components, cost_bars, curves, forest, scatter
+from kunlun.experiments.matrix_charts import components, cost_bars, curves, forest, scatters
 from kunlun.experiments.report import report, write_report
 from kunlun.experiments.results import CellResult, MatrixResult, ScalingResult
 from kunlun.experiments.scaling_charts import scaling_plot
@@ -107,8 +107,10 @@ def test_charts_show_the_figures() -> None:
     assert parts is not None
     assert parts.parts[0] == "GDPA"
 
-    drawn = scatter(result)
-    assert drawn is not None
+    drawn, closer = scatters(result)
+    assert {mark.title.split(":")[0] for series in closer.wide.series for mark in series.marks} == {
+        v.name for v in result.variants if v.efficiency and v.family != "baseline"
+    }
     places = {mark.title.split(":")[0]: mark for series in drawn.wide.series for mark in series.marks}
     assert set(places) == set(qps)
     assert places["dcnv2"].x < places["kunlun"].x < places["no_compskip"].x
@@ -209,7 +211,7 @@ def test_a_browser_draws_it(tmp_path: Path) -> None:
             tab.goto(file.as_uri())
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
             for name in ("wide", "narrow"):
-                assert tab.locator(f".plot.{name}").is_visible() == ((width == PHONE) == (name == "narrow"))
+                assert tab.locator(f".plot.{name}").first.is_visible() == ((width == PHONE) == (name == "narrow"))
             for plot in tab.locator(".plot:visible > svg").all():
                 box = plot.bounding_box()
                 assert box is not None
