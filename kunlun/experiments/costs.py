@@ -10,18 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_PLACES: dict[str, tuple[str, ...]] = {
-    "flops": ("flops.forward", "flops.per_sample", "flops.total", "flops_per_sample", "flops"),
-    "parameters_dense": ("parameters.dense",),
-    "parameters_embedding": ("parameters.embedding",),
-    "training_qps": ("training.samples_per_second",),
-    "inference_qps": ("inference.samples_per_second",),
-    "latency_p50": ("inference.latency_ms.p50", "latency_ms.p50", "inference.latency_p50_ms"),
-    "latency_p99": ("inference.latency_ms.p99", "latency_ms.p99", "inference.latency_p99_ms"),
-    "mfu": ("training.mfu", "mfu"),
-    "peak_memory": ("training.peak_memory", "training.peak_memory_bytes", "peak_memory"),
+_PLACES = {
+    "flops": "flops_per_sample",
+    "parameters_dense": "parameters.dense",
+    "parameters_embedding": "parameters.embedding",
+    "training_qps": "training.samples_per_second",
+    "inference_qps": "inference.samples_per_second",
+    "latency_p50": "inference.latency_ms.p50",
+    "latency_p99": "inference.latency_ms.p99",
+    "mfu": "training.mfu",
+    "peak_memory": "peak_memory_bytes",
 }
-_COMPONENTS = ("flops.components", "flops.by_component", "flops.parts")
 
 
 @dataclass(frozen=True)
@@ -47,29 +46,11 @@ class Costs:
         """The costs in ``efficiency``; of nothing, none."""
         if not efficiency:
             return cls()
-        found = {name: _first(efficiency, places) for name, places in _PLACES.items()}
-        return cls(**found, components=_components(efficiency))
+        found = {name: _number(efficiency, place) for name, place in _PLACES.items()}
+        return cls(**found, components=efficiency.get("flops"))
 
 
-def _at(tree: Any, dotted: str) -> Any:
+def _number(tree: Any, dotted: str) -> float | None:
     for key in dotted.split("."):
-        if not isinstance(tree, Mapping) or key not in tree:
-            return None
-        tree = tree[key]
-    return tree
-
-
-def _first(efficiency: Mapping[str, Any], places: tuple[str, ...]) -> float | None:
-    for place in places:
-        value = _at(efficiency, place)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    return None
-
-
-def _components(efficiency: Mapping[str, Any]) -> dict[str, float] | None:
-    for place in _COMPONENTS:
-        parts = _at(efficiency, place)
-        if isinstance(parts, Mapping):
-            return {str(name): float(value) for name, value in parts.items() if isinstance(value, int | float)} or None
-    return None
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return float(tree) if isinstance(tree, int | float) and math.isfinite(tree) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kunlun.configuration import ConfigError, shown
+from kunlun.experiments.costs import Costs
 from kunlun.experiments.results import MatrixResult, VariantResult
 from kunlun.training.runs import RunOptions, redact, wandb_mode
 
@@ -41,10 +42,7 @@ def row(variant: VariantResult) -> dict[str, Any]:
     """One line of the W&B table; None where a figure is not known."""
     mean = {name: estimate.mean for name, estimate in variant.metrics.items()}
     delta = variant.delta_percent.get("ne")
-    cost = variant.efficiency or {}
-    training, inference = cost.get("training", {}), cost.get("inference", {})
-    latency, parameters = inference.get("latency_ms", {}), cost.get("parameters", {})
-    memory = cost.get("peak_memory_bytes")
+    cost = Costs.of(variant.efficiency)
     return {
         "variant": variant.name,
         "family": variant.family,
@@ -54,17 +52,17 @@ def row(variant: VariantResult) -> dict[str, Any]:
         "ne_delta_percent": delta and delta.mean,
         "ne_delta_low": delta and delta.low,
         "ne_delta_high": delta and delta.high,
-        "flops_per_sample": cost.get("flops_per_sample"),
+        "flops_per_sample": cost.flops,
         "flops_ratio": variant.ratio.get("flops"),
-        "parameters_dense": parameters.get("dense"),
-        "parameters_embedding": parameters.get("embedding"),
-        "training_qps": training.get("samples_per_second"),
+        "parameters_dense": cost.parameters_dense,
+        "parameters_embedding": cost.parameters_embedding,
+        "training_qps": cost.training_qps,
         "training_qps_ratio": variant.ratio.get("training_qps"),
-        "inference_qps": inference.get("samples_per_second"),
-        "latency_p50_ms": latency.get("p50"),
-        "latency_p99_ms": latency.get("p99"),
-        "mfu": training.get("mfu"),
-        "peak_memory_mib": memory and memory / 2**20,
+        "inference_qps": cost.inference_qps,
+        "latency_p50_ms": cost.latency_p50,
+        "latency_p99_ms": cost.latency_p99,
+        "mfu": cost.mfu,
+        "peak_memory_mib": cost.peak_memory and cost.peak_memory / 2**20,
         "published": variant.published,
     }
 

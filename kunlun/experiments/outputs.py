@@ -12,6 +12,7 @@ from typing import Any
 from kunlun.configuration import shown
 from kunlun.experiments.cells import Cell
 from kunlun.experiments.matrix import Matrix, Variant, changes
+from kunlun.experiments.published import PUBLISHED
 from kunlun.experiments.results import CellResult, MatrixResult, VariantResult, compare, median_efficiency
 from kunlun.experiments.sweep import sweep
 from kunlun.training import runs
@@ -54,6 +55,7 @@ def collect(matrix: Matrix, command: Sequence[str]) -> MatrixResult:
                 delta_percent=compared["delta_percent"],
                 efficiency=median_efficiency(list(own.values())),
                 ratio=ratios(own, rounds[reference.name]),
+                published=published.words if (published := PUBLISHED.get(variant.name)) else None,
             )
         )
     efficiency = variants[0].efficiency or {}

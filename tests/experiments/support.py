@@ -59,9 +59,11 @@ def efficiency(flops: float, speed: float) -> dict[str, Any]:
     total = 41.3e6 * flops
     shares = {"embedding": 0.02, "GDPA": 0.31, "attention": 0.22, "HSP": 0.19, "Wukong experts": 0.21, "head": 0.05}
     return {
-        "flops": {"forward": total, "components": {name: part * total for name, part in shares.items()}},
+        "flops_per_sample": total,
+        "flops": {name: part * total for name, part in shares.items()},
         "parameters": {"dense": 2_345_678 * flops**0.5, "embedding": 18_234_112},
-        "training": {"samples_per_second": 5231.0 * speed, "mfu": 0.213 * speed * flops, "peak_memory": 1.93e9 * flops},
+        "training": {"samples_per_second": 5231.0 * speed, "mfu": 0.213 * speed * flops},
+        "peak_memory_bytes": 1.93e9 * flops,
         "inference": {
             "samples_per_second": 17_890.0 * speed,
             "latency_ms": {"p50": 3.21 / speed, "p99": 5.87 / speed},
