@@ -1,4 +1,4 @@
-"""The one entry: python cli.py fit | validate | test | predict | prepare | generate | inspect.
+"""The one entry: python cli.py fit | validate | test | predict | benchmark | prepare | generate | inspect.
 
 Everything heavy is imported on demand.
 """
@@ -33,6 +33,7 @@ COMMANDS = {
     "validate": "metrics of a checkpoint on the valid split",
     "test": "metrics of a checkpoint on the test split",
     "predict": "probabilities of a checkpoint for every row, as Parquet",
+    "benchmark": "how fast a model trains and answers, its FLOPs, MFU, parameters and memory",
     "ablate": "train every variant of a matrix with every seed, and write the table and the report",
     "dashboard": "make the workspace of a W&B project (needs a login)",
     "prepare": "turn the raw files of a data set into prepared data",
@@ -49,7 +50,7 @@ EXAMPLES = """\
 
 
 def help_text() -> str:
-    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
     return (
         f"usage: python cli.py COMMAND [options]\n\ncommands:\n{commands}\n\nexamples:\n{EXAMPLES}\n\n"
         "python cli.py COMMAND --help lists the options of a command. A run's configuration is configs/base.yaml,\n"
@@ -213,8 +214,8 @@ def _read_options(
     """
     from data.hub import HUB, locate
     from kunlun.command_line import split_arguments
-    from kunlun.config_check import ConfigChecker
-    from kunlun.configuration import ConfigTree, Text
+    from kunlun.config_check import read_options
+    from kunlun.configuration import Text
 
     given = {o.key.replace("-", "_"): Text("true" if o.value is None else o.value) for o in split_arguments(argv)[1]}
     needed = tuple(key for key in paths if key not in optional or key in given)
@@ -224,16 +225,12 @@ def _read_options(
     for key, path in found.items():
         if key != "out" and not (os.path.exists(path) or (key == "raw" and path.startswith(HUB))):
             raise ConfigError(f"{command}: --{key} {path}: no such file or directory")
-    checker = ConfigChecker(ConfigTree({"options": given}))
+    options: Any = read_options(command, given, options_class)
     try:
-        checker.arguments("options", given, options_class)
-        options = options_class(**checker.settle(given, "options"))
         places = {key: locate(path) if key == "raw" else Path(path) for key, path in found.items()}
-        return [places.get(key) for key in paths], options
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("command line: options.", f"{command}: --", 1)) from None
     except ValueError as error:
         raise ConfigError(f"{command}: {error}") from error
+    return [places.get(key) for key in paths], options
 
 
 def run(argv: list[str]) -> int:
@@ -262,6 +259,10 @@ def run(argv: list[str]) -> int:
     from kunlun.training.precheck import precheck
 
     checker = precheck(request)
+    if command == "benchmark":
+        from kunlun.experiments.benchmark import main as measure
+
+        return measure(request, checker)
     from kunlun.training.cli import main as train
 
     return train(request, checker)

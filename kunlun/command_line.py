@@ -1,4 +1,4 @@
-"""The command line of fit, validate, test and predict, read as far as it can be without torch."""
+"""The command line of fit, validate, test, predict and benchmark, read as far as it can be without torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ OPTIONS = {
     "validate": ("ckpt_path",),
     "test": ("ckpt_path",),
     "predict": ("ckpt_path", "output"),
+    "benchmark": ("steps", "warmup", "latency_batch", "peak_flops", "out"),
 }
 FLAGS = ("help", "h", "print_config")
 
@@ -94,7 +95,7 @@ def read_request(command: str, argv: list[str]) -> Request:
     if "ckpt_path" in given:
         checkpoint = find_checkpoint(given["ckpt_path"] or "", "last.ckpt" if command == "fit" else "best.ckpt")
         run = next((p for p in list(checkpoint.parents)[:2] if (p / "config.yaml").is_file()), None)
-    elif command != "fit" and not set(FLAGS) & set(given):
+    elif command not in ("fit", "benchmark") and not set(FLAGS) & set(given):
         raise ConfigError(
             f"{command} needs the checkpoint of a trained model, as in: "
             f"python cli.py {command} --ckpt_path runs/NAME/TIME/checkpoints/best.ckpt"

@@ -18,12 +18,13 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kunlun.configuration import CLASS_KEYS, ConfigError, ConfigTree, Text, closest, parse_value
 
 _MAPPINGS = (dict, typing.Mapping, Mapping)
 _LISTS = (list, tuple, set, Sequence, Collection, typing.Iterable, typing.Sequence)
+T = TypeVar("T")
 _PHRASES: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -210,6 +211,18 @@ class ConfigChecker:
         for part in key.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
         return node
+
+
+def read_options(command: str, given: Mapping[str, Text], options_class: type[T]) -> T:
+    """The options of ``command`` as a dataclass, from the texts that were ``given``; ConfigError names a wrong one."""
+    checker = ConfigChecker(ConfigTree({"options": given}))
+    try:
+        checker.arguments("options", given, options_class)
+        return options_class(**checker.settle(dict(given), "options"))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("command line: options.", f"{command}: --", 1)) from None
+    except ValueError as error:
+        raise ConfigError(f"{command}: {error}") from error
 
 
 def is_users_fault(error: BaseException) -> bool:

@@ -225,6 +225,23 @@ class Batch:
     def __len__(self) -> int:
         return self.labels.shape[0]
 
+    def select(self, index: Tensor) -> Batch:
+        """Rows ``index`` (B',) in that order, repeats allowed, with the histories that they use."""
+        histories, history = index, None
+        if self.history is not None:
+            histories, history = self.history[index].unique(return_inverse=True)
+        optional = {name: getattr(self, name) for name in ("request_time", "user", "weight")}
+        return Batch(
+            labels=self.labels[index],
+            dense=self.dense[index],
+            sparse=self.sparse[index],
+            row=self.row[index],
+            bags={name: bag.select(index) for name, bag in self.bags.items()},
+            events={e: {f: j.select(histories) for f, j in columns.items()} for e, columns in self.events.items()},
+            history=history,
+            **{name: None if tensor is None else tensor[index] for name, tensor in optional.items()},
+        )
+
     def apply(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """``fn`` on every tensor. Offsets shared by several Jaggeds stay shared."""
         done: dict[int, Tensor] = {}

@@ -413,6 +413,14 @@ def test_validation_of_the_best_checkpoint_repeats_its_metrics(finished: tuple[P
     assert json.loads((run / "validate.json").read_text())["valid/ne"] == pytest.approx(float(logged[-1]), rel=1e-5)
 
 
+def test_the_configuration_of_a_run_can_be_measured(finished: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = finished
+    out = tmp_path / "speed.json"
+    options = ["--steps=2", "--warmup=1", f"--out={out}"]
+    assert cli.run(["benchmark", "--config", str(run / "config.yaml"), *options]) == 0
+    assert json.loads(out.read_text())["inference"]["batch"] == 32
+
+
 def test_a_run_resumes_in_a_directory_of_its_own(finished: tuple[Path, str], tmp_path: Path) -> None:
     run, _ = finished
     arguments = ["--trainer.max_epochs=2", f"--run.root={tmp_path}", "--run.wandb=disabled"]

@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: a LightningCLI whose tree is ``data, model, training, trainer, run``.
+"""fit, validate, test, predict and benchmark: a LightningCLI whose tree is ``data, model, training, trainer, run``.
 
 ``model`` is any nn.Module that takes ``schema``; it is filled in from the data, and the model goes into CTRModule,
 whose other arguments are ``training``. A wrong configuration ends in a ConfigError before anything starts.
@@ -45,22 +45,24 @@ _NOISE = (
     "exists and is not empty",  # the run directory: it holds config.yaml already
     "is smaller than the logging interval",
     "callbacks used to create the checkpoint need to be provided",  # evaluation needs none of them
+    "have no `val_dataloader`",  # a benchmark only trains
     "It is recommended to use `self.log(",  # CTRModule's metrics are exact over processes without it
     "isinstance(treespec, LeafSpec)",  # between Lightning and torch
     "'set_vital' is deprecated",  # between torchdata and torch
 )
 
 
-def main(request: Request, checker: ConfigChecker) -> int:
+def main(request: Request, checker: ConfigChecker, command_line: type[KunlunCLI] | None = None) -> int:
     """Run one command; ConfigError if the configuration is wrong. Returns the exit code.
 
-    ``checker`` has been through the parts of the configuration that need no Lightning.
+    ``checker`` has been through the parts of the configuration that need no Lightning; ``command_line`` has the command
+    as a method, None: KunlunCLI.
     """
     for text in _NOISE:
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    cli = KunlunCLI(request, checker)
+    cli = (command_line or KunlunCLI)(request, checker)
     try:
         getattr(cli, request.command)()
     except SystemExit as error:
@@ -178,7 +180,6 @@ class KunlunCLI(LightningCLI):
 
     def make_trainer(self, callbacks: list[Callback], **arguments: Any) -> Trainer:
         """The Trainer of the configuration, with ``callbacks`` after the configured ones."""
-        callbacks = [*callbacks, *known_answer(self.datamodule)]
         config = {**self.config_init["trainer"].as_dict(), **arguments}
         own = config["callbacks"] or []
         own = own if isinstance(own, list) else [own]
@@ -206,7 +207,7 @@ class KunlunCLI(LightningCLI):
         mode = runs.wandb_mode(options) if run is not None else "disabled"
         try:
             if dry:
-                trainer = self.make_trainer([summary], logger=False)
+                trainer = self.make_trainer([summary, *known_answer(self.datamodule)], logger=False)
             else:
                 trainer = self.make_trainer(self._callbacks(run, summary), **self._loggers(run))
         except BaseException:
@@ -265,7 +266,7 @@ class KunlunCLI(LightningCLI):
         self._evaluate("test")
 
     def _evaluate(self, command: str) -> None:
-        trainer = self.make_trainer([], logger=False, enable_checkpointing=False)
+        trainer = self.make_trainer(known_answer(self.datamodule), logger=False, enable_checkpointing=False)
         results = self._call(trainer, command, verbose=False)
         if not _is_first_process():
             return
@@ -324,6 +325,7 @@ class KunlunCLI(LightningCLI):
             ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
             LearningRateMonitor(),
             ScoreMonitor(),
+            *known_answer(self.datamodule),
         ]
         if options.patience is not None:
             callbacks.append(EarlyStopping(options.monitor, mode=options.mode, patience=options.patience))
@@ -377,5 +379,6 @@ DESCRIPTIONS = {
     "fit": "Train a model. The configuration is configs/base.yaml, then each --config, then the other options.",
     "validate": "Metrics of a checkpoint on the valid split.",
     "test": "Metrics of a checkpoint on the test split.",
+    "benchmark": "How fast the model of a configuration trains and answers, on fixed batches, with one device.",
     "predict": "Probabilities of a checkpoint for every row, as Parquet. --split valid scores another split than test.",
 }
