@@ -225,6 +225,10 @@ class Batch:
     def __len__(self) -> int:
         return self.labels.shape[0]
 
+    def per_row(self, sequence: Jagged) -> Jagged:
+        """Sequences of the G histories → one per row, (B,)."""
+        return sequence if self.history is None else sequence.select(self.history)
+
     def apply(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """``fn`` on every tensor. Offsets shared by several Jaggeds stay shared."""
         done: dict[int, Tensor] = {}
