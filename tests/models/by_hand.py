@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels.activations import per_head
 from kunlun.features import Batch
 from kunlun.layers import attention, gdpa, pooling
+from kunlun.models import din
 from tests.support import gdpa_by_hand, seeds_by_hand, spans, window_by_hand
 
 
@@ -35,6 +36,10 @@ def _segments(x, w, offsets):
     return torch.cat([x[a:b] @ w[i] for i, (a, b) in enumerate(spans(offsets))])
 
 
+def _weighted_sum(weight, sequence):
+    return torch.cat([weight[a:b].T @ sequence.values[a:b] for a, b in spans(sequence.offsets)])
+
+
 def enumerate_ops(monkeypatch) -> None:
     """Puts the loops in the place of the kernels, for their FLOPs: scales and rotations are left out."""
     monkeypatch.setattr(gdpa, "gdpa", _gdpa)
@@ -42,6 +47,7 @@ def enumerate_ops(monkeypatch) -> None:
     monkeypatch.setattr(gdpa, "segment_matmul", _segments)
     monkeypatch.setattr(attention, "window_attention", _window)
     monkeypatch.setattr(pooling, "seed_attention", _seeds)
+    monkeypatch.setattr(din, "weighted_sum", _weighted_sum)
 
 
 def counted_flops(model: nn.Module, batch: Batch) -> int:
