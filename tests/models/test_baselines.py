@@ -11,10 +11,18 @@ from torch import nn
 
 from kunlun.features import Batch, EventType, FeatureSchema, Jagged, SparseField, Table, Task
 from kunlun.layers.embedding import EmbeddingConfig
+from kunlun.layers.rote import RoteConfig
 from kunlun.layers.wukong import WukongConfig
-from kunlun.models import DIN, DLRM, DCNv2, LogisticRegression, Wukong
+from kunlun.models import DIN, DLRM, DCNv2, InterFormer, LogisticRegression, Wukong
+from kunlun.models.interformer import InteractionConfig, SummaryConfig
 from tests.models.by_hand import counted_flops, enumerate_ops
 from tests.support import take_rows, toy_batch, toy_schema
+
+
+def interformer(schema: FeatureSchema, **changes) -> InterFormer:
+    sizes = {"summary": SummaryConfig(3, 2, 4), "interaction": InteractionConfig(rank=5, hidden=12), **changes}
+    return InterFormer(schema, 8, 2, 2, embedding=EMBEDDING, head_hidden=[16], **sizes)
+
 
 EMBEDDING = EmbeddingConfig(8, init_std=0.3)
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -24,6 +32,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "dlrm": lambda s: DLRM(s, 8, [12], EMBEDDING, [16]),
     "din": lambda s: DIN(s, 8, [12], EMBEDDING, [16]),
     "logistic_regression": LogisticRegression,
+    "interformer": lambda s: interformer(s),
+    "interformer_dot": lambda s: interformer(s, interaction=InteractionConfig("dot", hidden=12)),
+    "interformer_time": lambda s: interformer(s, rote=RoteConfig()),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -214,6 +225,10 @@ def test_bf16_autocast_stays_close(name):
         (lambda s: DCNv2(s, layers=0), "layers and rank must be ≥ 1"),
         (lambda s: DCNv2(s, rank=0), "layers and rank must be ≥ 1"),
         (lambda s: DIN(s, width=0), "width must be ≥ 1"),
+        (lambda s: InterFormer(s, heads=0), "width, heads and layers"),
+        (lambda s: InterFormer(s, width=12, heads=4), "multiple of 2 · heads"),
+        (lambda s: InterFormer(s, summary=SummaryConfig(recent=0)), "context, pooled and recent"),
+        (lambda s: InterFormer(s, interaction=InteractionConfig(hidden=0)), "hidden must be ≥ 1"),
         (lambda s: DLRM(replace(s, events=(), dense=(), sparse=s.sparse[:1])), "'toy' gives only one"),
     ],
 )
