@@ -242,6 +242,10 @@ class Batch:
             **{name: None if tensor is None else tensor[index] for name, tensor in optional.items()},
         )
 
+    def per_row(self, sequence: Jagged) -> Jagged:
+        """Sequences of the G histories → one per row, (B,)."""
+        return sequence if self.history is None else sequence.select(self.history)
+
     def apply(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """``fn`` on every tensor. Offsets shared by several Jaggeds stay shared."""
         done: dict[int, Tensor] = {}

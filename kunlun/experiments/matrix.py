@@ -123,7 +123,7 @@ def read_matrix(argv: Sequence[str]) -> Matrix:
     for override in mine:
         read = parse_value(override.value or "")
         tree.set(override.key, read if isinstance(read, (dict, list)) else Text(override.value or ""))
-    options = read_options(tree, "matrix", MatrixOptions)
+    options = section_options(tree, "matrix", MatrixOptions)
     names = list(dict.fromkeys([options.reference, *options.variants]))
     if options.reference not in options.variants:
         where = tree.where("matrix.variants")
@@ -135,7 +135,7 @@ def read_matrix(argv: Sequence[str]) -> Matrix:
     return Matrix(options, variants, configs, rest)
 
 
-def read_options(tree: ConfigTree, section: str, cls: type[Any]) -> Any:
+def section_options(tree: ConfigTree, section: str, cls: type[Any]) -> Any:
     """The dataclass ``cls`` from a section of the configuration, checked."""
     values = tree.values.get(section) or {}
     checker = ConfigChecker(tree)

@@ -84,12 +84,31 @@ class EmbeddingTables(nn.Module):
         return out
 
 
-class FieldTokens(nn.Module):
-    """The context as tokens: the dense features are one, each sparse or multi-valued field is one.
+def dense_features(schema: FeatureSchema, batch: Batch) -> Tensor:
+    """(B, dense + event types). *Assumption (ours)*: the number of events of each type joins the dense features as
+    log(1 + n), because softmax pooling cannot count."""
+    columns = [batch.dense]
+    for event in schema.events:
+        n = next(iter(batch.events[event.name].values())).lengths()
+        n = n if batch.history is None else n[batch.history]
+        columns.append(torch.log1p(n.to(batch.dense.dtype))[:, None])
+    return torch.cat(columns, dim=1)
 
-    ``X⁽⁰⁾: (B, tokens, d)``. *Assumption (ours)*: the number of events of each type joins the dense features as
-    log(1 + n), because softmax pooling cannot count.
-    """
+
+def pooled_bags(schema: FeatureSchema, batch: Batch, tables: EmbeddingTables) -> list[Tensor]:
+    """Each multi-valued field looked up and pooled, (B, w) per field; zeros where a row has no values."""
+    out = []
+    for field_ in schema.bags:
+        bag = batch.bags[field_.name]
+        (rows,) = tables((SparseField(field_.name, field_.table),), bag.values[:, None])
+        pooled = rows.new_zeros(len(bag), rows.shape[1]).index_add(0, bag.segments(), rows)
+        out.append(pooled if field_.pooling == "sum" else pooled / bag.lengths().clamp(min=1)[:, None])
+    return out
+
+
+class FieldTokens(nn.Module):
+    """The context as tokens: the dense features (:func:`dense_features`) are one, each sparse or multi-valued field
+    is one. ``X⁽⁰⁾: (B, tokens, d)``."""
 
     def __init__(self, schema: FeatureSchema, tables: EmbeddingTables, width: int) -> None:
         super().__init__()
@@ -112,7 +131,7 @@ class FieldTokens(nn.Module):
         tokens: list[Tensor] = []
         if self.bias is not None:
             found = tables(self.schema.sparse, batch.sparse) if self.schema.sparse else []
-            found += [self._bag(batch.bags[b.name], b.pooling, b.table, tables) for b in self.schema.bags]
+            found += pooled_bags(self.schema, batch, tables)
             projected: dict[int, Tensor] = {}
             for w, weight_Fwd in self.weights.items():
                 places = [i for i, width in enumerate(self.inputs) if width == int(w)]
@@ -120,22 +139,8 @@ class FieldTokens(nn.Module):
                 projected |= zip(places, torch.bmm(stacked_FBw, weight_Fwd.to(stacked_FBw.dtype)), strict=True)
             tokens.append(torch.stack([projected[i] for i in range(len(found))], dim=1) + self.bias)
         if self.dense is not None:
-            tokens.append(self.dense(self._dense(batch))[:, None])
+            tokens.append(self.dense(dense_features(self.schema, batch))[:, None])
         return torch.cat(tokens, dim=1)
-
-    def _dense(self, batch: Batch) -> Tensor:
-        columns = [batch.dense]
-        for event in self.schema.events:
-            n = next(iter(batch.events[event.name].values())).lengths()
-            n = n if batch.history is None else n[batch.history]
-            columns.append(torch.log1p(n.to(batch.dense.dtype))[:, None])
-        return torch.cat(columns, dim=1)
-
-    @staticmethod
-    def _bag(bag: Jagged, pooling: str, table: str, tables: EmbeddingTables) -> Tensor:
-        (rows,) = tables((SparseField("", table),), bag.values[:, None])
-        pooled = rows.new_zeros(len(bag), rows.shape[1]).index_add(0, bag.segments(), rows)
-        return pooled if pooling == "sum" else pooled / bag.lengths().clamp(min=1)[:, None]
 
     def flops(self) -> int:
         """Per sample."""
@@ -168,9 +173,9 @@ class EventEncoder(nn.Module):
         x = torch.cat(tables(self.fields, ids), dim=1)
         return self.out(torch.nn.functional.gelu(self.hidden(x)))
 
-    def flops(self, length: int) -> int:
-        """Of one history of ``length`` events, and of the candidate."""
-        length += self.candidate is not None
+    def flops(self, length: int, candidate: bool = True) -> int:
+        """Of one history of ``length`` events, and of the candidate where it can be, and is, encoded."""
+        length += candidate and self.candidate is not None
         return 2 * length * (self.hidden.weight.numel() + self.out.weight.numel())
 
 

@@ -28,6 +28,7 @@ from kunlun.layers.gdpa import (
     PersonalizedMap,
     SharedFFN,
 )
+from kunlun.layers.head import Heads
 from kunlun.layers.pooling import HSP, PMA, MeanPooling, Pooling
 from kunlun.layers.rote import Rote, RoteConfig
 from kunlun.layers.wukong import LinearMix, WukongConfig, WukongExperts
@@ -216,7 +217,7 @@ class Kunlun(nn.Module):
             if configs[e.name].layers == layers and self.towers[e.name].last_pool is not None
         ]
         inputs = (tokens + sum(_tokens(self.towers[name]) for name in self.late)) * width
-        self.heads = nn.ModuleList(_mlp(inputs, head_hidden or [64], dropout) for _ in schema.tasks)
+        self.heads = Heads(inputs, head_hidden, len(schema.tasks), dropout)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, tasks)."""
@@ -241,8 +242,7 @@ class Kunlun(nn.Module):
                 self.layers, sequences[name], None, Context(x_sum, None), rotations[name]
             )
             last.append(self.projects[name](summary))
-        flat = torch.cat(last, dim=1).flatten(1)
-        return torch.cat([head(flat) for head in self.heads], dim=1)
+        return self.heads(torch.cat(last, dim=1).flatten(1))
 
     def _events(self, batch: Batch) -> tuple[dict[str, Jagged], dict[str, Rotation]]:
         """Encoded events and their rotations, one sequence per row. A history that several rows share is looked up
@@ -250,12 +250,8 @@ class Kunlun(nn.Module):
         sequences, rotations = {}, {}
         for name, encoder in self.encoders.items():
             fields = batch.events[name]
-            sequence = encoder(fields, self.tables)
-            times = fields[TIME].values if TIME in fields else None
-            if batch.history is not None:
-                sequence = sequence.select(batch.history)
-                if times is not None:
-                    times = fields[TIME].select(batch.history).values
+            sequence = batch.per_row(encoder(fields, self.tables))
+            times = batch.per_row(fields[TIME]).values if TIME in fields else None
             sequences[name] = sequence
             rotations[name] = self.rotes[name](sequence, times, batch.request_time)
         return sequences, rotations
@@ -288,7 +284,7 @@ class Kunlun(nn.Module):
             "attention": 0,
             "pooling": 0,
             "interaction": sum(m.flops() for m in self.interactions),
-            "head": 2 * sum(m.weight.numel() for m in self.heads.modules() if isinstance(m, nn.Linear)),
+            "head": self.heads.flops(),
         }
         for name, length in lengths.items():
             tower = self.towers[name]
@@ -391,11 +387,3 @@ def choose_towers(
 def _tokens(tower: EventTower) -> int:
     """Summary tokens a tower gives (a pooling module may give fewer than asked)."""
     return next(m.tokens for m in tower.modules() if isinstance(m, Pooling))
-
-
-def _mlp(inputs: int, hidden: list[int], dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [nn.Linear(inputs, width), nn.GELU(), nn.Dropout(dropout)]  # a ReLU here was seen to die
-        inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, 1))

@@ -8,18 +8,15 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.activations import per_head
 from kunlun.features import FeatureSchema, Jagged, SparseField, Table, Task
-from kunlun.layers import attention as attention_layer
 from kunlun.layers import gdpa as gdpa_layer
-from kunlun.layers import pooling as pooling_layer
 from kunlun.layers.gdpa import GDPA, GDPAConfig, LinearPFFN
 from kunlun.layers.pooling import HSP
 from kunlun.layers.wukong import WukongConfig
 from kunlun.models.kunlun import Components, HSPConfig, Kunlun, TowerConfig, tower_parts
-from tests.support import NOW, gdpa_by_hand, seeds_by_hand, spans, take_rows, toy_batch, toy_schema, window_by_hand
+from tests.models.by_hand import counted_flops, enumerate_ops
+from tests.support import NOW, take_rows, toy_batch, toy_schema
 
 TOWERS = {"view": TowerConfig(16, 2, 3, 3, 4), "default": TowerConfig(8, 2, 2, 2, 2)}
 SETTINGS = {
@@ -105,43 +102,13 @@ def test_no_dead_compute_whatever_the_depth_of_a_tower(depth, drop, compskip):
         assert not [name for name, p in model.named_parameters() if not gradient(p).abs().sum() > 0]
 
 
-def count_by_hand(model: Kunlun, batch, monkeypatch) -> int:
-    """FLOPs of the matrix products of one sample when every op is enumerated pair by pair."""
-
-    def plain_gdpa(q, k, v, offsets, max_length, *, tau, activation, tau_position):
-        return gdpa_by_hand(q, k, v, offsets, per_head(activation, q.shape[1]), tau, tau_position)
-
-    def plain_block(s, k, v, offsets, max_length, *, norm_weight, norm_bias, out_weight, norm_eps, out_eps, **options):
-        q = torch.nn.functional.layer_norm(s, s.shape[1:], norm_weight, norm_bias, norm_eps)
-        g = plain_gdpa(q.unflatten(1, k.shape[2:]), k, v, offsets, max_length, **options).flatten(1) + q
-        return s + torch.nn.functional.rms_norm(g, s.shape[1:], out_weight, out_eps)
-
-    def plain_window(q, k, v, offsets, max_length, *, left, right, rotation):
-        left, right = (max_length if side is None else side for side in (left, right))
-        return window_by_hand(q, k, v, offsets, left, right, 1.0)
-
-    def plain_seeds(seeds, k, v, offsets, max_length, *, rotation):
-        return seeds_by_hand(seeds, k, v, offsets, 1.0)
-
-    def plain_segments(x, w, offsets):
-        return torch.cat([x[a:b] @ w[i] for i, (a, b) in enumerate(spans(offsets))])
-
-    monkeypatch.setattr(gdpa_layer, "gdpa", plain_gdpa)
-    monkeypatch.setattr(gdpa_layer, "gdpa_block", plain_block)
-    monkeypatch.setattr(gdpa_layer, "segment_matmul", plain_segments)
-    monkeypatch.setattr(attention_layer, "window_attention", plain_window)
-    monkeypatch.setattr(pooling_layer, "seed_attention", plain_seeds)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(batch)
-    return counter.get_total_flops()
-
-
 @pytest.mark.parametrize("changes", VARIANTS + [{"components": c} for c in ALL_TOGGLES], ids=str)
 def test_analytic_flops_equal_flops_counted_by_brute_force(changes, monkeypatch):
     model = build(**changes)
     length = 9  # longer than the windows, shorter than the full attention's
     batch = batch_of(1, lengths=torch.tensor([length]))
-    counted = count_by_hand(model, batch, monkeypatch)
+    enumerate_ops(monkeypatch)
+    counted = counted_flops(model, batch)
     assert sum(model.flops(dict.fromkeys(model.towers, length)).values()) == counted
 
 
