@@ -33,7 +33,7 @@ from kunlun.training.clock import Clock, Mark
 from kunlun.training.module import CTRModule
 from kunlun.training.peaks import Peak, peak_of
 from kunlun.training.runs import versions
-from kunlun.training.utilization import TRAINING_PASSES, flops_by_part, mfu
+from kunlun.training.utilization import TRAINING_PASSES, flops_by_part, mfu, parameter_counts
 
 BATCHES = 4
 REQUESTS_PER_STEP = 10  # small batches are quick, and a p99 of 20 of them would be their maximum
@@ -131,7 +131,7 @@ def measure(
     return {
         "flops_per_sample": sum(parts.values()) if parts else None,
         "flops": parts,
-        "parameters": _parameters(module),
+        "parameters": parameter_counts(module),
         "training": rates(steps.seconds, steps.rows, passes=TRAINING_PASSES),
         "inference": _inference(module.to(device), batches, trainer, options, rates),
         "peak_memory_bytes": peak_bytes,
@@ -248,13 +248,6 @@ def _rates(
     speeds = [n / s for n, s in zip(rows, seconds, strict=True)]
     p25, median, p75 = np.percentile(speeds, [25, 50, 75]).tolist()
     return {"samples_per_second": median, "spread": [p25, p75], "mfu": mfu(flops, median, peak.flops, passes)}
-
-
-def _parameters(module: CTRModule) -> dict[str, int]:
-    total = sum(p.numel() for p in module.parameters())
-    tables = (torch.nn.Embedding, torch.nn.EmbeddingBag)
-    own = {id(m.weight): m.weight.numel() for m in module.modules() if isinstance(m, tables)}
-    return {"dense": total - sum(own.values()), "embedding": sum(own.values())}
 
 
 class PeakMemory:

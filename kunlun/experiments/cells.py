@@ -124,7 +124,13 @@ def read_run(run: Path, split: str) -> dict[str, Any]:
     if "ne" not in metrics:
         raise ValueError(f"no {split}/ne in {run / 'summary.json'}")
     curve = [CurvePoint(point["samples"], point["valid/ne"]) for point in summary["curve"] if "valid/ne" in point]
-    return {"metrics": metrics, "curve": curve, "commit": (record.get("git") or {}).get("commit")}
+    return {
+        "metrics": metrics,
+        "curve": curve,
+        "flops": summary["flops_per_sample"],
+        "parameters": summary["parameters"],
+        "commit": (record.get("git") or {}).get("commit"),
+    }
 
 
 def last_words(log: Path, code: int) -> str:

@@ -115,9 +115,9 @@ def read_matrix(argv: Sequence[str]) -> Matrix:
     """
     own = {f.name for f in fields(MatrixOptions)}
     configs, overrides = split_arguments(argv)
-    overrides = [_sectioned(o, own, "matrix") for o in overrides]
     tree = load_configs(configs)
-    check_sections(tree, overrides, (*SECTIONS, "matrix"))
+    check_sections(tree, overrides, (*SECTIONS, "matrix", *sorted(own)))
+    overrides = [_sectioned(o, own, "matrix") for o in overrides]
     mine = [o for o in overrides if o.key.startswith("matrix.")]
     rest = [o for o in overrides if not o.key.startswith("matrix.")]
     for override in mine:

@@ -37,6 +37,10 @@ class CellResult:
     metrics: dict[str, float] = field(default_factory=dict)
     curve: list[CurvePoint] = field(default_factory=list)
     seconds: float | None = None
+    flops: float | None = None
+    """Forward FLOPs of a sample with histories of the data's mean lengths."""
+    parameters: dict[str, int] = field(default_factory=dict)
+    """dense and embedding."""
     commit: str | None = None
     reason: str | None = None
     """Of a failed cell: the last thing it said."""

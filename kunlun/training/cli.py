@@ -227,7 +227,7 @@ class KunlunCLI(LightningCLI):
             if options.test:
                 self._test_best(trainer)
             if run is not None:
-                text = json.dumps(summary.record(self._schema), indent=2)
+                text = json.dumps(summary.record(self.model.model, self._schema), indent=2)
                 (run / runs.SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
             failed = False
         finally:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
 from kunlun.configuration import shown
 from kunlun.features import FeatureSchema
+from kunlun.training.utilization import flops_at_mean_lengths, parameter_counts
 
 _METRICS = (
     ("ne", "NE"),
@@ -92,8 +94,8 @@ class FitSummary(Callback):
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.test = {name: value for name, value in found.items() if name.startswith("test/")}
 
-    def record(self, schema: FeatureSchema) -> dict[str, Any]:
-        """For ``summary.json``: metrics of the best epoch and of the test split, the curve, the speed, the data."""
+    def record(self, model: nn.Module, schema: FeatureSchema) -> dict[str, Any]:
+        """For ``summary.json``: metrics of the best epoch and of the test split, the curve, costs, the data."""
         return {
             "monitor": self.monitor,
             "best_epoch": self.best_epoch,
@@ -103,6 +105,8 @@ class FitSummary(Callback):
             "curve": self.curve,
             "seconds": self.seconds,
             "samples_per_second": self.samples_per_second,
+            "flops_per_sample": flops_at_mean_lengths(model, schema),
+            "parameters": parameter_counts(model),
             "data": {
                 "name": schema.name,
                 "rows": schema.rows,

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from kunlun.features import Batch
+from kunlun.features import Batch, FeatureSchema
 
 TRAINING_PASSES = 3
 
@@ -45,6 +45,24 @@ def flops_by_part(model: nn.Module, batches: Iterable[Batch], rows_per_batch: in
         for part, flops in count(dict(lengths)).items():
             total[part] += flops * times
     return {part: flops / rows.total() for part, flops in total.items()}
+
+
+def flops_at_mean_lengths(model: nn.Module, schema: FeatureSchema) -> int | None:
+    """Forward FLOPs of a sample whose histories have the schema's mean lengths; None for a model without ``flops``.
+
+    For comparing sizes without reading data; where attention counts, `flops_by_part` of real batches is a little more.
+    """
+    count = getattr(model, "flops", None)
+    lengths = {e.name: min(round(e.mean_length), e.max_length) for e in schema.events}
+    return sum(count(lengths).values()) if callable(count) else None
+
+
+def parameter_counts(module: nn.Module) -> dict[str, int]:
+    """Parameters by kind: ``embedding`` tables, and ``dense``, which is all else."""
+    total = sum(p.numel() for p in module.parameters())
+    tables = (nn.Embedding, nn.EmbeddingBag)
+    own = {id(m.weight): m.weight.numel() for m in module.modules() if isinstance(m, tables)}
+    return {"dense": total - sum(own.values()), "embedding": sum(own.values())}
 
 
 def tokens(batch: Batch) -> int:

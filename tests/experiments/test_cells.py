@@ -1,0 +1,153 @@
+"""Cells are taken once, kept, tried again where they failed, and told apart from runs that were killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from kunlun.experiments import cells as module
+from kunlun.experiments.cells import LOG, Cell, Processes, finish, last_words, read_run
+from kunlun.experiments.matrix import read_matrix
+
+
+@pytest.fixture(scope="module")
+def variant():
+    return read_matrix(["--config", "ablations/matrix.yaml", "--variants", "[kunlun]"]).reference
+
+
+def fake_run(folder: Path, split: str = "test") -> None:
+    """What a finished fit leaves."""
+    folder.mkdir(parents=True)
+    curve = [{"samples": 100, "valid/ne": 0.95}, {"samples": 200, "valid/ne": 0.9}]
+    summary = {"best": {"valid/ne": 0.9}, "test": {"test/ne": 0.91, "test/auc": 0.7}, "curve": curve}
+    summary |= {"flops_per_sample": 1_000, "parameters": {"dense": 10, "embedding": 20}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "run.json").write_text(json.dumps({"git": {"commit": "abc"}}))
+
+
+class Fits(Processes):
+    """Instead of fits: what they leave, or a failure."""
+
+    def __init__(self, code: int = 0, leave: bool = True) -> None:
+        super().__init__()
+        self.code, self.leave, self.commands = code, leave, []
+
+    def run(self, command, log, environment):
+        self.commands.append(command)
+        log.write_text("Traceback …\nerror: model.width: must be ≥ 1\n")
+        if self.leave:
+            options = dict(word.split("=", 1) for word in command if word.startswith("--run."))
+            fake_run(Path(options["--run.root"]) / "kunlun" / f"run-{len(self.commands)}")
+        return self.code
+
+
+def test_a_cell_runs_once_and_is_kept(tmp_path, variant):
+    cell, fits = Cell(variant, 4, "test", "group", tmp_path), Fits()
+    assert cell.read().status == "missing"
+    result = finish(cell, time.time(), {}, fits)
+    assert result.metrics == {"ne": 0.91, "auc": 0.7}
+    assert [(p.samples, p.ne) for p in result.curve] == [(100, 0.95), (200, 0.9)]
+    assert cell.read() == result
+    assert finish(cell, time.time(), {}, fits) is None
+    assert len(fits.commands) == 1
+    assert {"--seed_everything=4", "--run.group=group", "--run.test=true"} <= set(fits.commands[0])
+
+
+def test_a_failure_is_kept_with_its_reason_and_tried_again_by_the_next_command(tmp_path, variant):
+    cell, since = Cell(variant, 0, "test", "group", tmp_path), time.time()
+    failed = finish(cell, since, {}, Fits(code=2, leave=False))
+    assert failed.status == "failed"
+    assert failed.reason == "model.width: must be ≥ 1 (exit code 2)"
+    assert (tmp_path / failed.log).is_file()
+    assert finish(cell, since, {}, Fits()) is None
+    assert finish(cell, time.time() + 1, {}, Fits()).status == "done"
+
+
+def test_a_run_without_what_is_asked_of_it_is_a_failure(tmp_path, variant):
+    cell = Cell(variant, 0, "test", "group", tmp_path)
+    assert finish(cell, time.time(), {}, Fits(leave=False)).status == "failed"
+    fake_run(tmp_path / "run")
+    (tmp_path / "run/summary.json").write_text(json.dumps({"best": {}, "test": {}, "curve": []}))
+    with pytest.raises(ValueError, match="no test/ne"):
+        read_run(tmp_path / "run", "test")
+
+
+def test_two_workers_never_run_the_same_cell(tmp_path, variant):
+    cell, inside, most = Cell(variant, 0, "test", "group", tmp_path), 0, 0
+
+    class Slow(Fits):
+        def run(self, command, log, environment):
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.1)
+            inside -= 1
+            return super().run(command, log, environment)
+
+    fits = Slow()
+    workers = [threading.Thread(target=finish, args=(cell, time.time(), {}, fits)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert (most, len(fits.commands)) == (1, 1)
+
+
+HOLDER = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1], blocking=False):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_another_process_s_cell_is_left_alone_until_that_process_is_killed(tmp_path, variant):
+    cell, fits = Cell(variant, 0, "test", "group", tmp_path), Fits()
+    cell.path.mkdir(parents=True)
+    command = [sys.executable, "-c", HOLDER, f"{cell.path}.lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert finish(cell, time.time(), {}, fits) is None
+        assert not fits.commands
+        holder.kill()
+    assert finish(cell, time.time(), {}, fits).status == "done"
+
+
+def test_stopping_ends_the_process_and_keeps_no_result(tmp_path, variant, monkeypatch):
+    (tmp_path / "cli.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setattr(module, "PROJECT_ROOT", tmp_path)
+    cell, processes = Cell(variant, 0, "test", "group", tmp_path), Processes()
+    worker = threading.Thread(target=finish, args=(cell, time.time(), dict(os.environ), processes))
+    worker.start()
+    log = cell.path / LOG
+    while not (log.is_file() and "begun" in log.read_text()):
+        time.sleep(0.02)
+    processes.stop()
+    worker.join(timeout=20)
+    assert not worker.is_alive()
+    assert cell.read().status == "missing"
+    assert processes.run(["fit"], log, {}) is None
+
+
+def test_the_reason_of_a_failure_is_what_was_said_last(tmp_path):
+    log = tmp_path / LOG
+    log.write_text("one\nValueError: two\n\n")
+    assert last_words(log, 1) == "ValueError: two (exit code 1)"
+    log.write_text("")
+    assert last_words(log, 1) == "it said nothing (exit code 1)"
+    assert last_words(log, -9) == "killed by signal 9 (out of memory?)"
+
+
+def test_equal_cells_have_equal_names_in_any_matrix(tmp_path, variant):
+    one, other = (Cell(variant, 1, "test", group, tmp_path) for group in ("a", "b"))
+    assert one.name == other.name
+    assert one.name != Cell(variant, 2, "test", "a", tmp_path).name
+    assert one.name != Cell(variant, 1, "valid", "a", tmp_path).name
