@@ -35,6 +35,7 @@ COMMANDS = {
     "predict": "probabilities of a checkpoint for every row, as Parquet",
     "benchmark": "how fast a model trains and answers, its FLOPs, MFU, parameters and memory",
     "ablate": "train every variant of a matrix with every seed, and write the table and the report",
+    "scaling": "train ladders of models from small to large and fit how quality grows with FLOPs",
     "dashboard": "make the workspace of a W&B project (needs a login)",
     "prepare": "turn the raw files of a data set into prepared data",
     "generate": "write made-up raw files in the layout of a public data set",
@@ -125,6 +126,20 @@ def ablate(argv: list[str]) -> int:
     from kunlun.experiments.ablate import main as run_matrix
 
     return run_matrix(argv)
+
+
+def scaling(argv: list[str]) -> int:
+    """``scaling --config SCALING.yaml``: its own options are the fields of ScalingOptions."""
+    if {"-h", "--help"} & set(argv):
+        from kunlun.experiments.scaling import ScalingOptions
+
+        summary = (
+            f"{COMMANDS['scaling'].capitalize()}. Further --config files and options of a run lie under every model."
+        )
+        return _options_help("scaling --config scaling/kunlun.yaml", summary, (), ScalingOptions)
+    from kunlun.experiments.scaling import main as run_scaling
+
+    return run_scaling(argv)
 
 
 def dashboard(argv: list[str]) -> int:
@@ -249,6 +264,8 @@ def run(argv: list[str]) -> int:
         return inspect(rest)
     if command == "ablate":
         return ablate(rest)
+    if command == "scaling":
+        return scaling(rest)
     if command == "dashboard":
         return dashboard(rest)
 

@@ -56,10 +56,10 @@ def prepare_folder(folder: Path) -> None:
         probe.unlink()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise ConfigError(f"matrix.out: {shown(folder)}: cannot be written: {error.strerror}") from error
+        raise ConfigError(f"--out: {shown(folder)}: cannot be written: {error.strerror}") from error
     if free < SPARE_BYTES:
         raise ConfigError(
-            f"matrix.out: {shown(folder)}: only {free / 2**30:.2f} GiB are free there; runs and checkpoints need "
+            f"--out: {shown(folder)}: only {free / 2**30:.2f} GiB are free there; runs and checkpoints need "
             f"{SPARE_BYTES / 2**30:.0f} GiB or more"
         )
 
@@ -74,21 +74,36 @@ def check_data(reference: Variant) -> None:
 
 
 def train(matrix: Matrix, processes: Processes) -> None:
-    """Every cell until it is settled, here or on another machine that shares the folder."""
-    cells, since = cells_of(matrix), time.time()
+    """Every cell of the matrix."""
+    o = matrix.options
+    title = f"{o.name}: {len(matrix.variants)} variants × {len(o.seed_list)} seeds"
+    run_cells(title, cells_of(matrix), o.jobs, o.gpus, processes)
+
+
+def run_cells(title: str, cells: list[Cell], jobs: int, gpus: list[int], processes: Processes) -> None:
+    """Run ``cells`` until each is settled, here or on another machine that shares the folder."""
+    since = time.time()
     done = sum(cell.read().status == "done" for cell in cells)
-    seeds = len(matrix.options.seed_list)
-    print(
-        f"{matrix.options.name}: {len(matrix.variants)} variants × {seeds} seeds = {len(cells)} cells, {done} done · "
-        f"{shown(matrix.options.folder)}",
-        flush=True,
-    )
-    counter = _Counter(len(cells))
+    print(f"{title}: {len(cells)} cells, {done} done", flush=True)
+    guard = threading.Lock()
+
+    def say(cell: Cell, result: CellResult) -> None:
+        with guard:
+            settled = sum(c.is_settled(since) for c in cells)
+            told = f"NE {result.metrics['ne']:.4f}" if result.status == "done" else f"FAILED: {result.reason}"
+            place = f"{settled}/{len(cells)}"
+            print(f"{place:>9}  {cell.variant.name} seed {cell.seed}: {told}  ({result.seconds:.0f} s)", flush=True)
+
+    def work(job: int) -> None:
+        for cell in cells:
+            if processes.stopped.is_set():
+                return
+            result = finish(cell, since, environment(job, jobs, gpus), processes)
+            if result is not None:
+                say(cell, result)
+
     while not processes.stopped.is_set():
-        workers = [
-            threading.Thread(target=_work, args=(matrix, cells, job, since, processes, counter))
-            for job in range(matrix.options.jobs)
-        ]
+        workers = [threading.Thread(target=work, args=(job,)) for job in range(jobs)]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -100,36 +115,11 @@ def train(matrix: Matrix, processes: Processes) -> None:
         processes.stopped.wait(POLL_SECONDS)
 
 
-class _Counter:
-    """Prints a line per finished cell."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._guard = threading.Lock()
-
-    def say(self, cell: Cell, result: CellResult, cells: list[Cell]) -> None:
-        with self._guard:
-            settled = sum(c.finished() > 0 for c in cells)
-            told = f"NE {result.metrics['ne']:.4f}" if result.status == "done" else f"FAILED: {result.reason}"
-            place = f"{settled}/{self.total}"
-            print(f"{place:>9}  {cell.variant.name} seed {cell.seed}: {told}  ({result.seconds:.0f} s)", flush=True)
-
-
-def _work(matrix: Matrix, cells: list[Cell], job: int, since: float, processes: Processes, counter: _Counter) -> None:
-    for cell in cells:
-        if processes.stopped.is_set():
-            return
-        result = finish(cell, since, environment(matrix, job), processes)
-        if result is not None:
-            counter.say(cell, result, cells)
-
-
-def environment(matrix: Matrix, job: int) -> dict[str, str]:
+def environment(job: int, jobs: int, gpus: list[int]) -> dict[str, str]:
     """Of the process of one job: its GPU, and its share of the cores unless OMP_NUM_THREADS says otherwise."""
-    o = matrix.options
-    found = {"CUDA_VISIBLE_DEVICES": str(o.gpus[job])} if o.gpus else {}
+    found = {"CUDA_VISIBLE_DEVICES": str(gpus[job])} if gpus else {}
     if "OMP_NUM_THREADS" not in os.environ:
-        found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // o.jobs))
+        found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     return found
 
 
@@ -146,7 +136,7 @@ def measure(matrix: Matrix, configs: dict[str, Path], processes: Processes) -> N
                     continue
                 command = ["benchmark", "--config", str(configs[variant.name]), "--out", str(path), *variant.extra]
                 log = path.with_suffix(".log")
-                code = processes.run(command, log, environment(matrix, 0))
+                code = processes.run(command, log, environment(0, 1, matrix.options.gpus))
                 if code:
                     write_json(path.with_suffix(".failed.json"), {"reason": last_words(log, code)})
                     print(f"efficiency of {variant.name}: FAILED: {last_words(log, code)}", flush=True)

@@ -138,7 +138,7 @@ def measure(
         "peak_memory_source": memory.source,
         "peak_flops": peak.flops,
         "peak_source": peak.source,
-        "device": _device_name(device),
+        "device": device_name(device),
         "precision": str(precision),
         "threads": torch.get_num_threads(),
         "steps": options.steps,
@@ -276,7 +276,8 @@ def _peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Of the chip, as the system names it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from kunlun.configuration import ConfigError, shown
 from kunlun.experiments.costs import Costs
-from kunlun.experiments.results import MatrixResult, VariantResult
+from kunlun.experiments.results import MatrixResult, ScalingResult, VariantResult
 from kunlun.training.runs import RunOptions, redact, wandb_mode
 
 if TYPE_CHECKING:
+    import wandb
     import wandb_workspaces.workspaces as ws
 
 COLUMNS = (
@@ -78,30 +79,66 @@ def log_matrix(result: MatrixResult, options: RunOptions, folder: Path) -> str |
     import wandb
 
     table = wandb.Table(columns=list(COLUMNS), data=[[row(v)[name] for name in COLUMNS] for v in result.variants])
-    settings = wandb.Settings(silent=mode == "offline", quiet=True, console="off")
+    charts = {
+        "ne_delta": wandb.plot.bar(table, "variant", "ne_delta_percent", "NE against full, %"),
+        "flops": wandb.plot.bar(table, "variant", "flops_per_sample", "FLOPs per sample"),
+        "training_qps": wandb.plot.bar(table, "variant", "training_qps", "samples/s in training"),
+        "cost_and_quality": wandb.plot.scatter(table, "flops_per_sample", "ne", "NE and FLOPs"),
+    }
+    deltas = {v.name: v.delta_percent["ne"].mean for v in result.variants if "ne" in v.delta_percent}
+    return _log(result, "ablation", table, charts, {"ne_delta_percent": deltas}, options, folder)
+
+
+SCALING_COLUMNS = ("model", "size", "flops_per_sample", "parameters_dense", "seed", "ne")
+
+
+def log_scaling(result: ScalingResult, options: RunOptions, folder: Path) -> str | None:
+    """The same for a scaling experiment: a row per training, the slopes in the run's summary."""
+    if wandb_mode(options) == "disabled":
+        return None
+    import wandb
+
+    rows = [
+        [ladder.model, point.size, point.flops, point.parameters.get("dense"), cell.seed, cell.metrics["ne"]]
+        for ladder in result.ladders
+        for point in ladder.points
+        for cell in point.cells
+        if cell.status == "done"
+    ]
+    table = wandb.Table(columns=list(SCALING_COLUMNS), data=rows)
+    charts = {"ne": wandb.plot.scatter(table, "flops_per_sample", "ne", "NE and FLOPs per sample")}
+    etas = {ladder.model: ladder.log.coefficients["eta"].mean for ladder in result.ladders if ladder.log}
+    ratios = {model: estimate.mean for model, estimate in result.ratios.items()}
+    return _log(result, "scaling", table, charts, {"eta": etas, "eta_ratio": ratios}, options, folder)
+
+
+def _log(
+    result: MatrixResult | ScalingResult,
+    kind: str,
+    table: wandb.Table,
+    charts: dict[str, Any],
+    figures: dict[str, dict[str, float]],
+    options: RunOptions,
+    folder: Path,
+) -> str:
+    import wandb
+
+    mode = wandb_mode(options)
     run = wandb.init(
         name=f"{result.name}-table",
         dir=str(folder),
-        mode=mode,
+        mode="online" if mode == "online" else "offline",
         project=options.project,
         group=result.name,
         job_type="table",
         config=redact({"data": result.data, "split": result.split, "reference": result.reference}),
-        settings=settings,
+        settings=wandb.Settings(silent=mode == "offline", quiet=True, console="off"),
     )
-    run.log(
-        {
-            "ablation/table": table,
-            "ablation/ne_delta": wandb.plot.bar(table, "variant", "ne_delta_percent", "NE against full, %"),
-            "ablation/flops": wandb.plot.bar(table, "variant", "flops_per_sample", "FLOPs per sample"),
-            "ablation/training_qps": wandb.plot.bar(table, "variant", "training_qps", "samples/s in training"),
-            "ablation/cost_and_quality": wandb.plot.scatter(table, "flops_per_sample", "ne", "NE and FLOPs"),
-            "ablation/report": wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False),
-        }
-    )
-    for variant in result.variants:
-        if "ne" in variant.delta_percent:
-            run.summary[f"ne_delta_percent/{variant.name}"] = variant.delta_percent["ne"].mean
+    page = wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False)
+    logged = {"table": table, "report": page, **charts}
+    run.log({f"{kind}/{name}": value for name, value in logged.items()})
+    for figure, values in figures.items():
+        run.summary.update({f"{figure}/{name}": value for name, value in values.items()})
     where = Path(run.dir).parent
     run.finish()
     return f"W&B: the table is in {shown(where)}" + ("" if mode == "online" else f" (wandb sync {shown(where)})")

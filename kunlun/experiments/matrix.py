@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -117,7 +117,7 @@ def read_matrix(argv: Sequence[str]) -> Matrix:
     configs, overrides = split_arguments(argv)
     tree = load_configs(configs)
     check_sections(tree, overrides, (*SECTIONS, "matrix", *sorted(own)))
-    overrides = [_sectioned(o, own, "matrix") for o in overrides]
+    overrides = [sectioned(o, own, "matrix") for o in overrides]
     mine = [o for o in overrides if o.key.startswith("matrix.")]
     rest = [o for o in overrides if not o.key.startswith("matrix.")]
     for override in mine:
@@ -146,31 +146,48 @@ def section_options(tree: ConfigTree, section: str, cls: type[Any]) -> Any:
         raise ConfigError(f"{tree.where(section)}: {section}: {error}") from error
 
 
-def read_variant(name: str, configs: list[str], overrides: list[Override], where: str) -> Variant:
-    """The variant ``name`` over ``configs`` and under ``overrides``, with its values checked."""
+def read_variant(
+    config: str,
+    configs: list[str],
+    overrides: list[Override],
+    where: str,
+    *,
+    section: str = "matrix.variants",
+    changes: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> Variant:
+    """The variant ``config`` over ``configs`` and under ``overrides``, with its values checked.
+
+    Args:
+        where, section: for messages: where the variant was asked for, and under which key.
+        changes: dotted key → value, between the variant's file and the overrides.
+        name: of the variant; that of its file without one.
+    """
     # Lightning takes seconds to import; a misspelt variant is refused before.
+    path = find_variant(config, where, section)
     from kunlun.training.cli import check_lightning
     from kunlun.training.precheck import precheck
 
-    path = find_variant(name, where)
     tree = load_configs([*configs, str(path)])
-    for section in ("matrix", "scaling"):
-        tree.values.pop(section, None)
+    for experiment in ("matrix", "scaling"):
+        tree.values.pop(experiment, None)
+    for key, value in (changes or {}).items():
+        tree.set(key, value, origin=where)
     request = request_of("fit", [], [*configs, str(path)], tree, overrides)
     checker = precheck(request)
     check_lightning(checker, tree.values)
     tree.values = checker.settle(tree.values)
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     summary = first.lstrip("# ").strip() if first.startswith("#") else ""
-    return Variant(path.stem, summary, path, request)
+    return Variant(name or path.stem, summary, path, request)
 
 
-def find_variant(name: str, where: str) -> Path:
+def find_variant(name: str, where: str, section: str) -> Path:
     """The file of a variant: under configs/ablations, or as any configuration is found."""
     try:
         return find_config(name if "/" in name or name.endswith(".yaml") else f"ablations/{name}.yaml")
     except ConfigError as error:
-        raise ConfigError(f"{where}: matrix.variants: {error}") from None
+        raise ConfigError(f"{where}: {section}: {error}") from None
 
 
 def data_version(values: dict[str, Any]) -> str | None:
@@ -193,6 +210,7 @@ def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [(prefix.removesuffix("."), node)]
 
 
-def _sectioned(override: Override, own: set[str], section: str) -> Override:
+def sectioned(override: Override, own: Collection[str], section: str) -> Override:
+    """``--seeds`` as ``--matrix.seeds``."""
     key = override.key
     return Override(f"{section}.{key}", override.value, override.tokens) if key in own else override

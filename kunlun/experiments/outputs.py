@@ -36,7 +36,7 @@ def collect(matrix: Matrix, command: Sequence[str]) -> MatrixResult:
     data: dict[str, Any] = {}
     for cell in cells_of(matrix):
         cells[cell.variant.name].append(cell.read())
-        data = data or _data(cell)
+        data = data or data_of(cell)
     reference = matrix.reference
     rounds = {variant.name: _rounds(matrix, variant) for variant in matrix.variants}
     variants = []
@@ -67,7 +67,7 @@ def collect(matrix: Matrix, command: Sequence[str]) -> MatrixResult:
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         data=data,
         variants=variants,
-        oracle=_oracle(cells[reference.name]),
+        oracle=oracle_of(cells[reference.name]),
         device=efficiency.get("device"),
         versions=runs.versions(),
         notes=notes(cells),
@@ -107,13 +107,13 @@ def _at(node: Any, keys: Sequence[str]) -> float | None:
     return node
 
 
-def _data(cell: Cell) -> dict[str, Any]:
+def data_of(cell: Cell) -> dict[str, Any]:
     """Of the data set, as the cell's run saw it; empty where it has not run."""
     summaries = sorted(cell.path.glob("runs/*/*/summary.json"))
     return json.loads(summaries[-1].read_text(encoding="utf-8"))["data"] if summaries else {}
 
 
-def _oracle(cells: Sequence[CellResult]) -> dict[str, float] | None:
+def oracle_of(cells: Sequence[CellResult]) -> dict[str, float] | None:
     """The best that is possible on the very labels of the reported split, where the data know it."""
     found = [cell.metrics["oracle_ne"] for cell in cells if "oracle_ne" in cell.metrics]
     return {"ne": statistics.fmean(found)} if found else None

@@ -195,6 +195,8 @@ class ScalingResult:
     data: dict[str, Any]
     ladders: list[Ladder]
     ratios: dict[str, Estimate]
+    base: float
+    """C₀ of the laws: the fewest FLOPs of any point."""
     oracle: dict[str, float] | None = None
     device: str | None = None
     versions: dict[str, str] = field(default_factory=dict)

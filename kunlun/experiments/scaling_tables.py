@@ -7,7 +7,7 @@ import math
 from kunlun.experiments import numbers as n
 from kunlun.experiments.grid import Column, Grid, Row, trimmed
 from kunlun.experiments.published import SCALING_WORDS
-from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult
+from kunlun.experiments.results import ScalingPoint, ScalingResult
 from kunlun.experiments.statistics import Estimate, Fit, interval
 
 LEAST_EXPONENT = 0.02  # as `fit_power` bounds it
@@ -24,15 +24,6 @@ def ne_of(point: ScalingPoint) -> Estimate | None:
         c.metrics["ne"] for c in point.cells if c.status == "done" and math.isfinite(c.metrics.get("ne", math.nan))
     ]
     return interval(values) if values else None
-
-
-def base(ladder: Ladder) -> float | None:
-    """C₀ of the log-linear law, which the fit's curve and coefficients give together."""
-    law = ladder.log
-    if law is None or abs(law.coefficients["eta"].mean) < 1e-9:
-        return None
-    gain = law.middle[0] - law.coefficients["ne0"].mean
-    return law.flops[0] * math.exp(gain / law.coefficients["eta"].mean)
 
 
 def _points(result: ScalingResult) -> Grid:
@@ -73,12 +64,11 @@ def _log(result: ScalingResult) -> Grid:
         Column("NE₀", "the NE of the law at C₀"),
         Column("residual", "standard deviation of the runs around the law, in NE"),
     )
-    rows, bases = [], []
+    rows = []
     for ladder in result.ladders:
         if ladder.log is None:
             rows.append(Row((ladder.model, "too few sizes", n.NONE, n.NONE, n.NONE)))
             continue
-        bases.append(base(ladder))
         ratio = result.ratios.get(ladder.model)
         cells = [
             _coefficient(ladder.log, "eta"),
@@ -86,9 +76,8 @@ def _log(result: ScalingResult) -> Grid:
         ]
         cells += [_coefficient(ladder.log, "ne0"), n.fixed(ladder.log.residual, 5)]
         rows.append(Row((ladder.model, *cells), strong=ladder.model == result.reference))
-    at = next((f", {n.scaled(b)}FLOPs a sample" for b in bases if b is not None), "")
     note = (
-        f"NE = NE₀ − η · ln(C / C₀), C the FLOPs per sample and C₀ a fixed size{at}. Intervals are 95 %, from fits to "
+        f"NE = NE₀ − η · ln(C / C₀), C the FLOPs per sample and C₀ = {n.scaled(result.base)}FLOPs. Intervals are 95 %, from fits to "
         f"resampled residuals. The paper: {SCALING_WORDS}."
     )
     return Grid("log", "The log-linear law", note, columns, tuple(rows))

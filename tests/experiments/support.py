@@ -177,6 +177,7 @@ def scaling(sizes: int = 5, seeds: int = 3) -> ScalingResult:
         data={"name": "world", "rows": {"train": 480_000}, "train_rate": 0.0523},
         ladders=ladders,
         ratios=ratios,
+        base=2e6,
         oracle={"ne": 0.7811, "ne_error": 0.0009},
         device="NVIDIA H100 80GB HBM3, bf16",
         versions={"torch": "2.11.0"},

@@ -1,0 +1,266 @@
+"""``python cli.py scaling``: ladders of models from small to large, the same search for each, and the two laws fitted.
+
+Every size of every model is searched for in the same way: each of its shapes with each learning rate is trained once,
+with a seed of its own; the one with the best NE on the valid split is then trained with the seeds that are reported.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from kunlun.command_line import SECTIONS, Override, check_sections, split_arguments
+from kunlun.configuration import ConfigTree, Text, load_configs, parse_value, shown
+from kunlun.experiments.ablate import check_data, prepare_folder, run_cells, stoppable
+from kunlun.experiments.benchmark import device_name
+from kunlun.experiments.cells import Cell, Processes
+from kunlun.experiments.matrix import Variant, read_variant, section_options, sectioned
+from kunlun.experiments.outputs import data_of, notes, oracle_of
+from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult
+from kunlun.experiments.statistics import Estimate, Fit, fit_log, fit_power, ratio
+from kunlun.training import runs
+
+
+@dataclass(frozen=True)
+class LadderOptions:
+    """One model and its sizes, small to large."""
+
+    config: str = "kunlun"
+    """Name under configs/ablations, or path of a configuration file."""
+    sizes: list[list[dict[str, Any]]] = field(default_factory=list)
+    """For each size the shapes to choose among: arguments of the model, as in ``{width: 64, layers: 2}``."""
+
+
+@dataclass(frozen=True)
+class ScalingOptions:
+    """Which models, how large, and what is searched for."""
+
+    models: dict[str, LadderOptions] = field(default_factory=dict)
+    """Name → ladder."""
+    name: str = "scaling"
+    """Name of the experiment, and the W&B group of its runs."""
+    reference: str = "interformer"
+    """The model whose slope η the others are divided by."""
+    lrs: list[float] = field(default_factory=lambda: [1e-3, 3e-3])
+    """Learning rates (of training.optimizer.lr) that every shape of every model is tried with."""
+    search_seed: int = 1000
+    """The seed of the search, not among those that are reported."""
+    seeds: int | list[int] = 3
+    """How many seeds (0, 1, …), or which."""
+    split: Literal["valid", "test"] = "test"
+    """The split whose NE is fitted; the search uses valid."""
+    jobs: int = 1
+    """Cells that run at the same time on this machine."""
+    gpus: list[int] = field(default_factory=list)
+    """GPUs to give out, one to a job; empty: every job sees all of them."""
+    out: str | None = None
+    """Folder of the experiment; machines that share it share the work. Default: runs/NAME."""
+
+    def __post_init__(self) -> None:
+        if self.reference not in self.models:
+            raise ValueError(f"the reference {self.reference!r} is not among the models {sorted(self.models)}")
+        for name, ladder in self.models.items():
+            if len(ladder.sizes) < 2 or not all(ladder.sizes):
+                raise ValueError(f"models.{name}.sizes: two sizes or more are needed, each with a shape or more")
+        seeds = self.seed_list
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or self.search_seed in seeds:
+            raise ValueError(f"seeds must be different, ≥ 0 and not the search_seed, got {self.seeds}")
+        if not self.lrs or self.jobs < 1 or (self.gpus and len(self.gpus) < self.jobs):
+            raise ValueError("lrs must name a learning rate, jobs be ≥ 1, and gpus as many as jobs")
+
+    @property
+    def seed_list(self) -> list[int]:
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{self.name}").expanduser()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One shape of one size with one learning rate."""
+
+    model: str
+    size: int
+    chosen: dict[str, Any]
+    variant: Variant
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that may run: the candidates of every size of every model."""
+
+    options: ScalingOptions
+    candidates: list[Candidate]
+
+    def of(self, model: str, size: int) -> list[Candidate]:
+        return [c for c in self.candidates if (c.model, c.size) == (model, size)]
+
+    def sizes(self) -> list[tuple[str, int]]:
+        """Small sizes of all models first, so that an experiment that is not yet whole has them all."""
+        return sorted({(c.model, c.size) for c in self.candidates}, key=lambda pair: (pair[1], pair[0]))
+
+
+def read_plan(argv: Sequence[str]) -> Plan:
+    """The plan that ``argv`` describes; ConfigError if any part of it is wrong."""
+    own = sorted(f.name for f in fields(ScalingOptions))
+    configs, overrides = split_arguments(argv)
+    tree = load_configs(configs)
+    check_sections(tree, overrides, (*SECTIONS, "scaling", *own))
+    overrides = [sectioned(o, own, "scaling") for o in overrides]
+    for override in (o for o in overrides if o.key.startswith("scaling.")):
+        read = parse_value(override.value or "")
+        tree.set(override.key, read if isinstance(read, (dict, list)) else Text(override.value or ""))
+    options = section_options(tree, "scaling", ScalingOptions)
+    rest = [o for o in overrides if not o.key.startswith("scaling.")]
+    candidates = [
+        _candidate(model, size, shape, lr, ladder.config, configs, rest, tree)
+        for model, ladder in options.models.items()
+        for size, shapes in enumerate(ladder.sizes)
+        for shape, lr in itertools.product(shapes, options.lrs)
+    ]
+    return Plan(options, candidates)
+
+
+def _candidate(
+    model: str,
+    size: int,
+    shape: dict[str, Any],
+    lr: float,
+    config: str,
+    configs: list[str],
+    overrides: list[Override],
+    tree: ConfigTree,
+) -> Candidate:
+    where = tree.where(f"scaling.models.{model}.sizes")
+    chosen = {**{f"model.init_args.{key}": value for key, value in shape.items()}, "training.optimizer.lr": lr}
+    variant = read_variant(config, configs, overrides, where, section="scaling.models", changes=chosen, name=model)
+    return Candidate(model, size, chosen, variant)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the experiment; 0 if every cell that is reported is done, 1 if some failed."""
+    plan = read_plan(argv)
+    folder = plan.options.folder
+    prepare_folder(folder)
+    check_data(plan.candidates[0].variant)
+    with stoppable() as processes:
+        searched = [cell for model, size in plan.sizes() for cell in search_cells(plan, model, size)]
+        _run(plan, f"{plan.options.name}, search", searched, processes)
+        reported = [cell for model, size in plan.sizes() for cell in reported_cells(plan, model, size)]
+        _run(plan, f"{plan.options.name}, seeds", reported, processes)
+    result = collect(plan, ["scaling", *argv])
+    write_outputs(plan, result)
+    if processes.stopped.is_set():
+        print(f"stopped; the same command goes on from here ({shown(folder)})", flush=True)
+        return 130
+    return int(any(c.status != "done" for ladder in result.ladders for p in ladder.points for c in p.cells))
+
+
+def _run(plan: Plan, title: str, cells: list[Cell], processes: Processes) -> None:
+    if not processes.stopped.is_set():
+        run_cells(title, cells, plan.options.jobs, plan.options.gpus, processes)
+
+
+def search_cells(plan: Plan, model: str, size: int) -> list[Cell]:
+    """The trainings that choose a shape and a learning rate."""
+    o, folder = plan.options, plan.options.folder.absolute()
+    return [Cell(c.variant, o.search_seed, "valid", f"{o.name}-search", folder) for c in plan.of(model, size)]
+
+
+def best(plan: Plan, model: str, size: int) -> Candidate | None:
+    """The candidate with the lowest NE on valid; None until one of them is done."""
+    found = zip(plan.of(model, size), search_cells(plan, model, size), strict=True)
+    scored = [(cell.read().metrics["ne"], i, c) for i, (c, cell) in enumerate(found) if cell.read().status == "done"]
+    return min(scored)[2] if scored else None
+
+
+def reported_cells(plan: Plan, model: str, size: int) -> list[Cell]:
+    """The trainings of the best candidate; none where the whole search failed."""
+    o, chosen = plan.options, best(plan, model, size)
+    if chosen is None:
+        return []
+    return [Cell(chosen.variant, seed, o.split, o.name, o.folder.absolute()) for seed in o.seed_list]
+
+
+def collect(plan: Plan, command: Sequence[str]) -> ScalingResult:
+    """All that the folder holds of this experiment."""
+    o = plan.options
+    ladders = {model: _ladder(plan, model) for model in o.models}
+    base = min((p.flops for ladder in ladders.values() for p in ladder.points), default=1.0)
+    fitted = {model: _fitted(ladder, base) for model, ladder in ladders.items()}
+    reference = _eta(fitted[o.reference])
+    etas = {model: eta for model, ladder in fitted.items() if (eta := _eta(ladder)) is not None}
+    cells = {f"{m} {p.size}": p.cells for m, ladder in fitted.items() for p in ladder.points}
+    some = [cell for model, size in plan.sizes() for cell in reported_cells(plan, model, size)]
+    told = notes(cells)
+    for model, size in plan.sizes():
+        if best(plan, model, size) is None:
+            told.append(f"Size {size + 1} of {model} has no result: its search failed or has not run.")
+    return ScalingResult(
+        name=o.name,
+        split=o.split,
+        reference=o.reference,
+        command=["cli.py", *runs.redact_arguments(list(command))],
+        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        data=next((found for cell in some if (found := data_of(cell))), {}),
+        ladders=list(fitted.values()),
+        ratios={model: ratio(eta, reference) for model, eta in etas.items() if reference and model != o.reference},
+        base=base,
+        oracle=oracle_of([cell for own in cells.values() for cell in own]),
+        device=device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        versions=runs.versions(),
+        notes=told,
+    )
+
+
+def _ladder(plan: Plan, model: str) -> Ladder:
+    points, summary = [], ""
+    for size in range(len(plan.options.models[model].sizes)):
+        chosen = best(plan, model, size)
+        cells = [cell.read() for cell in reported_cells(plan, model, size)]
+        done = [cell for cell in cells if cell.status == "done"]
+        if chosen is None or not done or done[0].flops is None:
+            continue
+        summary = chosen.variant.summary
+        points.append(ScalingPoint(str(size + 1), done[0].flops, done[0].parameters, cells, chosen.chosen))
+    return Ladder(model, summary, points)
+
+
+def _fitted(ladder: Ladder, base: float) -> Ladder:
+    pairs = [(p.flops, c.metrics["ne"]) for p in ladder.points for c in p.cells if c.status == "done"]
+    flops, ne = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    sizes = len(set(flops))
+    log: Fit | None = fit_log(flops, ne, base) if sizes >= 2 and len(pairs) > 2 else None
+    power: Fit | None = fit_power(flops, ne, base) if sizes >= 3 and len(pairs) > 3 else None
+    return Ladder(ladder.model, ladder.summary, ladder.points, log, power)
+
+
+def _eta(ladder: Ladder) -> Estimate | None:
+    return ladder.log.coefficients["eta"] if ladder.log else None
+
+
+def write_outputs(plan: Plan, result: ScalingResult) -> None:
+    """Write everything into the folder, show the tables, and tell W&B."""
+    from kunlun.experiments.dashboard import log_scaling
+    from kunlun.experiments.report import write_report
+    from kunlun.experiments.table import markdown, terminal
+
+    folder = plan.options.folder
+    (folder / "results.json").write_text(result.to_json(), encoding="utf-8")
+    (folder / "table.md").write_text(markdown(result), encoding="utf-8")
+    write_report([result], folder / "report.html")
+    print(f"\n{terminal(result)}\n")
+    for name in ("results.json", "table.md", "report.html"):
+        print(f"written: {shown(folder / name)}")
+    options = runs.RunOptions(**plan.candidates[0].variant.values.get("run") or {})
+    told = log_scaling(result, options, folder)
+    if told:
+        print(told, flush=True)
