@@ -24,7 +24,7 @@ EXPECTED = {
     *("kunlun", "no_gdpa", "no_hsp", "no_window", "no_compskip", "no_event_personalization", "no_rote", "one_expert"),
     *("unfused_gdpa", "drop_gdpa", "drop_attention", "drop_hsp", "drop_wukong", "uniform_events"),
 }
-BASELINES = {"interformer", "wukong", "din", "dcnv2", "dlrm", "logistic_regression"}
+BASELINES = {"interformer", "hstu", "wukong", "din", "dien", "dcnv2", "dlrm", "logistic_regression"}
 SMALL = [
     "--data.batch_size=8",
     "--data.eval_batch_size=8",

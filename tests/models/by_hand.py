@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.activations import per_head
 from kunlun.features import Batch
-from kunlun.layers import attention, gdpa, pooling
-from kunlun.models import din
+from kunlun.layers import attention, gdpa, pooling, stu
+from kunlun.models import dien, din
 from tests.support import gdpa_by_hand, seeds_by_hand, spans, window_by_hand
 
 
@@ -40,6 +40,21 @@ def _weighted_sum(weight, sequence):
     return torch.cat([weight[a:b].T @ sequence.values[a:b] for a, b in spans(sequence.offsets)])
 
 
+def _scores(sequence, query):
+    parts = [sequence.values[a:b] @ query[i, :, None] for i, (a, b) in enumerate(spans(sequence.offsets))]
+    return torch.cat(parts)[:, 0]
+
+
+def _pointwise(q, k, v, sequence, places, bias, size):
+    rows = []
+    for start, end in spans(sequence.offsets):
+        for t in range(start, end):
+            seen = [j for j in range(start, t + 1) if j == t or not places.candidate[j]]
+            weights = [nn.functional.silu(q[t, None, h] @ k[seen, h].T) / size for h in range(q.shape[1])]
+            rows.append(torch.cat([w @ v[seen, h] for h, w in enumerate(weights)]))
+    return torch.stack(rows)
+
+
 def enumerate_ops(monkeypatch) -> None:
     """Puts the loops in the place of the kernels, for their FLOPs: scales and rotations are left out."""
     monkeypatch.setattr(gdpa, "gdpa", _gdpa)
@@ -47,6 +62,8 @@ def enumerate_ops(monkeypatch) -> None:
     monkeypatch.setattr(gdpa, "segment_matmul", _segments)
     monkeypatch.setattr(attention, "window_attention", _window)
     monkeypatch.setattr(pooling, "seed_attention", _seeds)
+    monkeypatch.setattr(stu, "pointwise_attention", _pointwise)
+    monkeypatch.setattr(dien, "scores_of", _scores)
     monkeypatch.setattr(din, "weighted_sum", _weighted_sum)
 
 

@@ -13,7 +13,7 @@ from kunlun.features import Batch, EventType, FeatureSchema, Jagged, SparseField
 from kunlun.layers.embedding import EmbeddingConfig
 from kunlun.layers.rote import RoteConfig
 from kunlun.layers.wukong import WukongConfig
-from kunlun.models import DIN, DLRM, DCNv2, InterFormer, LogisticRegression, Wukong
+from kunlun.models import DIEN, DIN, DLRM, HSTU, DCNv2, InterFormer, LogisticRegression, Wukong
 from kunlun.models.interformer import InteractionConfig, SummaryConfig
 from tests.models.by_hand import counted_flops, enumerate_ops
 from tests.support import take_rows, toy_batch, toy_schema
@@ -32,6 +32,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "dlrm": lambda s: DLRM(s, 8, [12], EMBEDDING, [16]),
     "din": lambda s: DIN(s, 8, [12], EMBEDDING, [16]),
     "logistic_regression": LogisticRegression,
+    "dien": lambda s: DIEN(s, 8, EMBEDDING, [16]),
+    "hstu": lambda s: HSTU(s, 8, 2, 2, EMBEDDING, [16]),
     "interformer": lambda s: interformer(s),
     "interformer_dot": lambda s: interformer(s, interaction=InteractionConfig("dot", hidden=12)),
     "interformer_time": lambda s: interformer(s, rote=RoteConfig()),
@@ -225,6 +227,9 @@ def test_bf16_autocast_stays_close(name):
         (lambda s: DCNv2(s, layers=0), "layers and rank must be ≥ 1"),
         (lambda s: DCNv2(s, rank=0), "layers and rank must be ≥ 1"),
         (lambda s: DIN(s, width=0), "width must be ≥ 1"),
+        (lambda s: DIEN(s, width=0), "width must be ≥ 1"),
+        (lambda s: HSTU(s, layers=0), "width, heads and layers"),
+        (lambda s: HSTU(s, width=8, heads=3), "heads must divide the width"),
         (lambda s: InterFormer(s, heads=0), "width, heads and layers"),
         (lambda s: InterFormer(s, width=12, heads=4), "multiple of 2 · heads"),
         (lambda s: InterFormer(s, summary=SummaryConfig(recent=0)), "context, pooled and recent"),
