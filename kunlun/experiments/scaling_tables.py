@@ -77,8 +77,8 @@ def _log(result: ScalingResult) -> Grid:
         cells += [_coefficient(ladder.log, "ne0"), n.fixed(ladder.log.residual, 5)]
         rows.append(Row((ladder.model, *cells), strong=ladder.model == result.reference))
     note = (
-        f"NE = NE₀ − η · ln(C / C₀), C the FLOPs per sample and C₀ = {n.scaled(result.base)}FLOPs. Intervals are 95 %, from fits to "
-        f"resampled residuals. The paper: {SCALING_WORDS}."
+        f"NE = NE₀ − η · ln(C / C₀), C the FLOPs per sample and C₀ = {n.scaled(result.base)}FLOPs. Intervals are 95 %, "
+        f"from fits to resampled residuals. The paper: {SCALING_WORDS}."
     )
     return Grid("log", "The log-linear law", note, columns, tuple(rows))
 

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from kunlun.experiments import cells as module
 from kunlun.experiments.cells import LOG, Cell, Processes, finish, last_words, read_run
 from kunlun.experiments.matrix import read_matrix
+from tests.experiments.fits import Fits, leave_run
 
 
 @pytest.fixture(scope="module")
@@ -22,38 +22,16 @@ def variant():
     return read_matrix(["--config", "ablations/matrix.yaml", "--variants", "[kunlun]"]).reference
 
 
-def fake_run(folder: Path, split: str = "test") -> None:
-    """What a finished fit leaves."""
-    folder.mkdir(parents=True)
-    curve = [{"samples": 100, "valid/ne": 0.95}, {"samples": 200, "valid/ne": 0.9}]
-    summary = {"best": {"valid/ne": 0.9}, "test": {"test/ne": 0.91, "test/auc": 0.7}, "curve": curve}
-    summary |= {"flops_per_sample": 1_000, "parameters": {"dense": 10, "embedding": 20}}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "run.json").write_text(json.dumps({"git": {"commit": "abc"}}))
-
-
-class Fits(Processes):
-    """Instead of fits: what they leave, or a failure."""
-
-    def __init__(self, code: int = 0, leave: bool = True) -> None:
-        super().__init__()
-        self.code, self.leave, self.commands = code, leave, []
-
-    def run(self, command, log, environment):
-        self.commands.append(command)
-        log.write_text("Traceback …\nerror: model.width: must be ≥ 1\n")
-        if self.leave:
-            options = dict(word.split("=", 1) for word in command if word.startswith("--run."))
-            fake_run(Path(options["--run.root"]) / "kunlun" / f"run-{len(self.commands)}")
-        return self.code
+def fails(config, seed):
+    raise ValueError("model.width: must be ≥ 1")
 
 
 def test_a_cell_runs_once_and_is_kept(tmp_path, variant):
-    cell, fits = Cell(variant, 4, "test", "group", tmp_path), Fits()
+    cell, fits = Cell(variant, 4, "test", "group", tmp_path), Fits(lambda config, seed: 0.91)
     assert cell.read().status == "missing"
     result = finish(cell, time.time(), {}, fits)
-    assert result.metrics == {"ne": 0.91, "auc": 0.7}
-    assert [(p.samples, p.ne) for p in result.curve] == [(100, 0.95), (200, 0.9)]
+    assert result.metrics == {"ne": 0.91, "auc": 0.7, "oracle_ne": 0.5}
+    assert [(p.samples, round(p.ne, 6)) for p in result.curve] == [(100, 0.96), (200, 0.9)]
     assert cell.read() == result
     assert finish(cell, time.time(), {}, fits) is None
     assert len(fits.commands) == 1
@@ -62,18 +40,16 @@ def test_a_cell_runs_once_and_is_kept(tmp_path, variant):
 
 def test_a_failure_is_kept_with_its_reason_and_tried_again_by_the_next_command(tmp_path, variant):
     cell, since = Cell(variant, 0, "test", "group", tmp_path), time.time()
-    failed = finish(cell, since, {}, Fits(code=2, leave=False))
+    failed = finish(cell, since, {}, Fits(fails))
     assert failed.status == "failed"
-    assert failed.reason == "model.width: must be ≥ 1 (exit code 2)"
+    assert failed.reason == "model.width: must be ≥ 1 (exit code 1)"
     assert (tmp_path / failed.log).is_file()
-    assert finish(cell, since, {}, Fits()) is None
-    assert finish(cell, time.time() + 1, {}, Fits()).status == "done"
+    assert finish(cell, since, {}, Fits(lambda config, seed: 0.91)) is None
+    assert finish(cell, time.time() + 1, {}, Fits(lambda config, seed: 0.91)).status == "done"
 
 
-def test_a_run_without_what_is_asked_of_it_is_a_failure(tmp_path, variant):
-    cell = Cell(variant, 0, "test", "group", tmp_path)
-    assert finish(cell, time.time(), {}, Fits(leave=False)).status == "failed"
-    fake_run(tmp_path / "run")
+def test_a_run_without_what_is_asked_of_it_is_told(tmp_path):
+    leave_run(tmp_path / "run", 0.9)
     (tmp_path / "run/summary.json").write_text(json.dumps({"best": {}, "test": {}, "curve": []}))
     with pytest.raises(ValueError, match="no test/ne"):
         read_run(tmp_path / "run", "test")
@@ -91,7 +67,7 @@ def test_two_workers_never_run_the_same_cell(tmp_path, variant):
             inside -= 1
             return super().run(command, log, environment)
 
-    fits = Slow()
+    fits = Slow(lambda config, seed: 0.9)
     workers = [threading.Thread(target=finish, args=(cell, time.time(), {}, fits)) for _ in range(4)]
     for worker in workers:
         worker.start()
@@ -110,7 +86,7 @@ with FileLock(sys.argv[1], blocking=False):
 
 
 def test_another_process_s_cell_is_left_alone_until_that_process_is_killed(tmp_path, variant):
-    cell, fits = Cell(variant, 0, "test", "group", tmp_path), Fits()
+    cell, fits = Cell(variant, 0, "test", "group", tmp_path), Fits(lambda config, seed: 0.91)
     cell.path.mkdir(parents=True)
     command = [sys.executable, "-c", HOLDER, f"{cell.path}.lock"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
