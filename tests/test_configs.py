@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule
+from torch import nn
 
+import kunlun.training.cli  # noqa: F401  # lets a schema be no option
 from tests.conftest import ROOT
 
 EXPERIMENTS = {"matrix", "scaling"}  # sections of what is no run by itself
@@ -52,6 +56,31 @@ def test_every_ablation_is_there_and_is_a_diff_of_a_few_lines():
         assert other == (config.stem in BASELINES)
         assert len(text.splitlines()) <= (12 if other else 6), config
         assert yaml.safe_load(text)["run"]["name"] == config.stem
+
+
+def model_of(config: Path) -> nn.Module:
+    """On the data of the base config."""
+    base, diff = (yaml.safe_load((ROOT / "configs" / c).read_text()) for c in (Path("base.yaml"), config))
+    model = diff["model"] if "class_path" in diff.get("model", {}) else base["model"]
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    parser.add_subclass_arguments(nn.Module, "model")
+    parser.link_arguments("data.schema", "model.init_args.schema", apply_on="instantiate")
+    return parser.instantiate(parser.parse_object({"data": base["data"], "model": model})).model
+
+
+def test_baselines_are_about_as_large_as_kunlun():
+    """Within a factor of two, in FLOPs at the data's mean lengths or else in parameters outside the tables."""
+
+    def sizes(name: str) -> tuple[int, int]:
+        model = model_of(Path("ablations") / f"{name}.yaml")
+        flops = sum(model.flops({e.name: round(e.mean_length) for e in model.schema.events}).values())
+        return flops, sum(p.numel() for n, p in model.named_parameters() if "by_width" not in n)
+
+    kunlun = sizes("kunlun")
+    for name in BASELINES - {"logistic_regression"}:
+        ratios = [ours / full for ours, full in zip(sizes(name), kunlun, strict=True)]
+        assert any(0.5 <= ratio <= 2 for ratio in ratios), (name, ratios)
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.parts[0] != "data"], ids=str)

@@ -8,9 +8,9 @@ from kunlun.layers.head import linear_flops
 
 
 class CrossNetwork(nn.Module):
-    """``x_{l+1} = x_0 ⊙ (W_l x_l + b_l) + x_l`` (DCN V2, arXiv 2008.13535, equation 1).
+    """``x_{l+1} = x_0 ⊙ (W_l x_l + b_l) + x_l`` (DCN V2, arXiv 2008.13535, "Cross Network").
 
-    With a rank, ``W_l = U_l V_lᵀ`` (equation 2). *Deviation*: one low-rank term, no gated mixture of several.
+    With a rank, ``W_l = U_l V_lᵀ``. *Deviation*: one low-rank term, no gated mixture of several.
     """
 
     def __init__(self, width: int, layers: int, rank: int | None = None) -> None:

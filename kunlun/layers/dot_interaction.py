@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class DotInteraction(nn.Module):
-    """``⟨x_i, x_j⟩`` for all i < j: (B, n, d) → (B, n (n − 1) / 2) (DLRM, arXiv 1906.00091, section 2.1.3)."""
+    """``⟨x_i, x_j⟩`` for all i < j: (B, n, d) → (B, n (n − 1) / 2) (DLRM, arXiv 1906.00091, section 2.2)."""
 
     first: Tensor
     second: Tensor

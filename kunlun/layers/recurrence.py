@@ -61,7 +61,8 @@ class GRU(nn.Module):
 
 
 class AUGRU(nn.Module):
-    """GRU with attentional update gate: ``u ← a_t u``, then ``h ← (1 − u) ⊙ h + u ⊙ h̃`` (DIEN, section 4.3).
+    """GRU with attentional update gate: ``u ← a_t u``, then ``h ← (1 − u) ⊙ h + u ⊙ h̃`` (DIEN, arXiv 1809.03672,
+    "Interest Evolving Layer").
 
     An event that the candidate does not ask for leaves the state as it is.
     """

@@ -15,7 +15,7 @@ from kunlun.layers.pooled_events import PooledTokens
 
 
 class DCNv2(nn.Module):
-    """The stacked structure: the head is the deep network on the last cross layer (section 3.3).
+    """The stacked structure: the head is the deep network on the last cross layer ("Deep and Cross Combination").
 
     *Deviation (ours)*: x_0 is made of tokens of one width, where the paper concatenates raw embeddings.
 

@@ -32,7 +32,8 @@ def softmax_of(scores_N: Tensor, sequence: Jagged) -> Tensor:
 
 
 class InterestEvolution(nn.Module):
-    """One event type: states h_t of a GRU, ``a_t = softmax_t(h_t W v)``, and the last state of an AUGRU over them."""
+    """One event type: states h_t of a GRU, ``a_t = softmax_t(h_t W v)``, and the last state of an AUGRU over them
+    (the paper's "Interest Extractor Layer" and "Interest Evolving Layer")."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class InterestEvolution(nn.Module):
 
 
 class DIEN(nn.Module):
-    """Per event type the evolved interest, beside the candidate and the field tokens, into an MLP (section 4).
+    """Per event type the evolved interest, beside the candidate and the field tokens, into an MLP.
 
     As many sequential steps as the longest history has events. Where the impression lacks the fields of an event type,
     see :class:`EventsAndCandidate`. *Deviations*: no auxiliary loss on the next event, which the paper adds to the

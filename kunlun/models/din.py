@@ -26,7 +26,8 @@ class ActivationUnit(nn.Module):
     """``Σ_t a_t e_t`` with ``a_t = MLP([v; e_t; v − e_t; v ⊙ e_t])`` (section 4.3, equation 3).
 
     No softmax: the sum keeps how much of the history the candidate activates. An empty history gives zeros.
-    *Deviation*: GELU for Dice, whose statistics over the batch would make a row's logit depend on other rows.
+    *Deviations*: the MLP's input is that of the authors' published code, where the paper draws an outer product; GELU
+    for Dice, whose statistics over the batch would make a row's logit depend on other rows.
     """
 
     def __init__(self, width: int, hidden: list[int]) -> None:
