@@ -3,7 +3,7 @@
     python -m benchmarks.paper_flops
 
 The model is configs/models/base.yaml on the synthetic schema, with 1000 events of each of its three types. Its sizes
-are those that the paper states, and where it states none, the project's own; none is tuned to meet the published savings.
+are those that the paper states, and where it states none, the project's own; none is tuned to meet published savings.
 No tensor is allocated: FLOPs are counted from shapes, forward, 1 multiply-add = 2, matrix products only. A saving is
 (with − without) / without, where without is the ablation that puts back what the component replaced; the published ones
 are Meta's, at sizes and on features that are not public, so the residual says how far apart two different models are.
