@@ -7,8 +7,6 @@ Trainer's own, so precision, clipping and optimizer are those of ``fit``; readin
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,10 +28,11 @@ from kunlun.features import Batch
 from kunlun.training.cli import KunlunCLI
 from kunlun.training.cli import main as run_command
 from kunlun.training.clock import Clock, Mark
+from kunlun.training.memory import PeakMemory
 from kunlun.training.module import CTRModule
 from kunlun.training.peaks import Peak, peak_of
 from kunlun.training.runs import versions
-from kunlun.training.utilization import TRAINING_PASSES, flops_by_part, mfu, parameter_counts
+from kunlun.training.utilization import TRAINING_PASSES, flops_by_part, history_lengths, mfu, parameter_counts
 
 BATCHES = 4
 REQUESTS_PER_STEP = 10  # small batches are quick, and a p99 of 20 of them would be their maximum
@@ -121,7 +120,7 @@ def measure(
     module.optimizer_config = replace(module.optimizer_config, schedule="constant", warmup_steps=0)
     trainer = make_trainer([steps], max_steps=count, **_STEPS_ALONE)
     device, precision = trainer.strategy.root_device, trainer.precision_plugin.precision
-    parts = {name: round(flops) for name, flops in flops_by_part(module.model, batches).items()}
+    parts = {name: round(flops) for name, flops in flops_by_part(module.model, map(history_lengths, batches)).items()}
     peak = peak_of(device, precision, options.peak_flops)
     batches = [batch.to(device) for batch in batches]
     memory = PeakMemory(device)
@@ -248,32 +247,6 @@ def _rates(
     speeds = [n / s for n, s in zip(rows, seconds, strict=True)]
     p25, median, p75 = np.percentile(speeds, [25, 50, 75]).tolist()
     return {"samples_per_second": median, "spread": [p25, p75], "mfu": mfu(flops, median, peak.flops, passes)}
-
-
-class PeakMemory:
-    """The most memory in use since it was made.
-
-    On a GPU all that torch allocated; on a CPU only the growth of the process's peak, which leaves out the parameters
-    and whatever fits into memory that was used before and returned.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.source = "growth of the peak RSS while training"
-        if device.type == "cuda":
-            self.source = "CUDA max_memory_allocated while training"
-            torch.cuda.reset_peak_memory_stats(device)
-        self._before = _peak_rss()
-
-    def bytes(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return _peak_rss() - self._before
-
-
-def _peak_rss() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def device_name(device: torch.device) -> str:

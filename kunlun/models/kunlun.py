@@ -273,6 +273,18 @@ class Kunlun(nn.Module):
         uniform = [dict.fromkeys(configs, replace(largest, width=w)) for w in widths]
         return min(uniform, key=lambda chosen: abs(cost(chosen) - budget))
 
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """The modules of each part that :meth:`flops` counts."""
+        towers = [cast("dict[str, list[nn.Module]]", tower_parts(tower)) for tower in self.towers.values()]
+        return {
+            "tokens": [self.context],
+            "encoder": list(self.encoders.values()),
+            "context_summary": list(self.summaries),
+            **{part: [m for tower in towers for m in tower[part]] for part in ("pffn", "attention", "pooling")},
+            "interaction": [*self.interactions, *self.projects.values()],
+            "head": list(self.heads),
+        }
+
     def flops(self, lengths: dict[str, int]) -> dict[str, int]:
         """Forward FLOPs of one sample by part; ``lengths``: events of each type. 1 multiply-add = 2; matrix products
         only: lookups, norms, activations and rotations are not counted."""

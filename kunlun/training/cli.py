@@ -29,6 +29,7 @@ from kunlun.config_check import ConfigChecker, is_users_fault
 from kunlun.configuration import CONFIG_ROOT, ConfigError, shown
 from kunlun.features import FeatureSchema
 from kunlun.training import runs
+from kunlun.training.efficiency import EfficiencyMonitor
 from kunlun.training.module import CTRModule
 from kunlun.training.oracle import known_answer
 from kunlun.training.prediction import InOrder, PredictionWriter
@@ -325,6 +326,7 @@ class KunlunCLI(LightningCLI):
             ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
             LearningRateMonitor(),
             ScoreMonitor(),
+            EfficiencyMonitor(),
             *known_answer(self.datamodule),
         ]
         if options.patience is not None:

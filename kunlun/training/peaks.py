@@ -44,7 +44,8 @@ _CHIPS: list[tuple[str, str, tuple[float | None, float | None, float | None, flo
 _OTHER_CHIPS = {"MIG", "Laptop", "Max-Q", "Ti", "D"}
 _COLUMNS = ("fp32", "tf32", "bf16", "fp16")
 _DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_MATMUL_SIZE = 768
+# Many threads need large matrices to keep busy; small products are over before other work on the machine interrupts.
+_MATMUL_SIZES = (256, 1024)
 _MATMUL_SECONDS = 0.3
 
 
@@ -88,8 +89,13 @@ def number_format(device: torch.device, precision: str) -> str:
 
 
 def _measured_matmul(dtype: torch.dtype) -> float:
-    a, b = torch.ones(2, _MATMUL_SIZE, _MATMUL_SIZE, dtype=dtype)
-    best, until = float("inf"), time.perf_counter() + _MATMUL_SECONDS
+    return max(_matmul_speed(size, dtype, _MATMUL_SECONDS / len(_MATMUL_SIZES)) for size in _MATMUL_SIZES)
+
+
+def _matmul_speed(size: int, dtype: torch.dtype, seconds: float) -> float:
+    """FLOP/s of the fastest product of two square matrices among those that ``seconds`` allow, at least one."""
+    a, b = torch.ones(2, size, size, dtype=dtype)
+    best, until = float("inf"), time.perf_counter() + seconds
     with torch.inference_mode():
         torch.mm(a, b)
         while True:
@@ -98,4 +104,4 @@ def _measured_matmul(dtype: torch.dtype) -> float:
             ended = time.perf_counter()
             best = min(best, ended - started)
             if ended > until:
-                return 2 * _MATMUL_SIZE**3 / best
+                return 2 * size**3 / best

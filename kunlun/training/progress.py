@@ -52,7 +52,7 @@ class LogLines(ProgressBar):
     def _metrics(self, trainer: Trainer, pl_module: LightningModule) -> str:
         values = self.get_metrics(trainer, pl_module)
         values.pop("v_num", None)
-        return "".join(f" · {k} {v:.4f}" if isinstance(v, float) else f" · {k} {v}" for k, v in values.items())
+        return "".join(f" · {k} {_shown(v)}" for k, v in values.items())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -95,3 +95,9 @@ class LogLines(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         self._step("predict", batch_idx + 1, trainer.num_predict_batches[dataloader_idx])
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"

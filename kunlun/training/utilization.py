@@ -27,22 +27,23 @@ def mfu(
     return passes * flops_per_sample * samples_per_second / peak_flops
 
 
-def flops_by_part(model: nn.Module, batches: Iterable[Batch], rows_per_batch: int | None = None) -> dict[str, float]:
-    """Mean forward FLOPs of a sample of ``batches``, by part, from the model's ``flops(lengths)``; {} without one.
+def flops_by_part(model: nn.Module, lengths: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean forward FLOPs of a sample, by part, from the model's ``flops(lengths)``; {} without one.
 
     Attention is not linear in the length, so this is the mean over the rows' own lengths, never the FLOPs of the mean
-    length. A history that rows share counts for each of them, as in the model's own definition of a sample.
-
-    Args:
-        rows_per_batch: take only so many rows of each batch, evenly spaced.
+    length. ``lengths`` are those of :func:`history_lengths`, of one batch after another.
     """
     count = getattr(model, "flops", None)
     if not callable(count):
         return {}
-    rows = Counter(lengths for batch in batches for lengths in _lengths(batch, rows_per_batch))
+    rows: Counter[tuple[tuple[str, int], ...]] = Counter()
+    for by_type in lengths:
+        # Without histories all rows are alike.
+        table = torch.stack(list(by_type.values()), dim=1).tolist() if by_type else [()]
+        rows.update(tuple(zip(by_type, row, strict=True)) for row in table)
     total: Counter[str] = Counter()
-    for lengths, times in rows.items():
-        for part, flops in count(dict(lengths)).items():
+    for row, times in rows.items():
+        for part, flops in count(dict(row)).items():
             total[part] += flops * times
     return {part: flops / rows.total() for part, flops in total.items()}
 
@@ -65,24 +66,22 @@ def parameter_counts(module: nn.Module) -> dict[str, int]:
     return {"dense": total - sum(own.values()), "embedding": sum(own.values())}
 
 
-def tokens(batch: Batch) -> int:
-    """Events of all rows; a history that rows share counts for each of them."""
-    return int(sum(lengths.sum() for lengths in history_lengths(batch).values()))
+def history_lengths(batch: Batch, rows: int | None = None) -> dict[str, Tensor]:
+    """Event type → how many events each row has (B,), or ``rows`` of them, evenly spaced.
 
-
-def history_lengths(batch: Batch) -> dict[str, Tensor]:
-    """Event type → how many events each row has (B,)."""
+    A history that rows share counts for each of them, as in the model's own definition of a sample.
+    """
     lengths = {name: next(iter(columns.values())).lengths() for name, columns in batch.events.items()}
-    return lengths if batch.history is None else {name: n[batch.history] for name, n in lengths.items()}
-
-
-def _lengths(batch: Batch, rows: int | None) -> list[tuple[tuple[str, int], ...]]:
-    """Of each row, or of ``rows`` of them: its event types with their lengths."""
-    by_type = history_lengths(batch)
+    if batch.history is not None:
+        lengths = {name: n[batch.history] for name, n in lengths.items()}
     if rows is not None and rows < len(batch):
-        kept = torch.linspace(0, len(batch) - 1, rows).long()
-        by_type = {name: lengths[kept.to(lengths.device)] for name, lengths in by_type.items()}
-    names = list(by_type)
-    if not names:
-        return [()] * (rows or len(batch))
-    return [tuple(zip(names, row, strict=True)) for row in torch.stack(list(by_type.values()), dim=1).tolist()]
+        kept = torch.linspace(0, len(batch) - 1, rows, device=batch.labels.device).long()
+        lengths = {name: n[kept] for name, n in lengths.items()}
+    return lengths
+
+
+def tokens(batch: Batch) -> int:
+    """Events and context fields that the model takes in, all dense features as one; a shared history counts once."""
+    events = sum(next(iter(columns.values())).values.shape[0] for columns in batch.events.values())
+    fields = batch.sparse.shape[1] + len(batch.bags) + (batch.dense.shape[1] > 0)
+    return events + fields * len(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -26,6 +27,16 @@ QUIET = ["--run.wandb=disabled", "--trainer.enable_progress_bar=false"]
 def test_the_python_of_the_readme_runs():
     (code,) = [text for kind, text in BLOCKS if kind == "python"]
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_flops_of_the_readme_are_those_that_were_counted():
+    found = json.loads((ROOT / "benchmarks/results/paper_flops.json").read_text())
+    assert f"full Kunlun's {found['flops_per_sample'] / 1e9:.2f} GFLOPs per sample" in TEXT
+    names = {"window": "window", "compskip": "CompSkip", "event_personalization": "event personalization"}
+    for component, saving in found["savings"].items():
+        cells = [f"{100 * saving[key]:+.1f}".replace("-", "−") for key in ("change", "published", "residual")]
+        assert f"| {names[component]} | {cells[0]} % | {cells[1]} % | {cells[2]} |" in TEXT
+    assert len(found["savings"]) == len(names)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from kunlun.configuration import ConfigError
 from kunlun.experiments.benchmark import BenchmarkOptions, Turns, fixed_batches, measure, table
 from kunlun.models.kunlun import Kunlun
 from kunlun.training.module import CTRModule
-from kunlun.training.utilization import flops_by_part
+from kunlun.training.utilization import flops_by_part, history_lengths
 from tests.support import toy_schema
 from tests.training.test_module import Linear, Toy
 
@@ -121,7 +121,9 @@ def test_flops_are_those_of_the_batches_and_the_peak_that_of_the_precision(preci
         return make_trainer(callbacks, precision=precision, **arguments)
 
     found = measure(module, batches, with_precision, BenchmarkOptions(steps=1, warmup=0))
-    assert found["flops"] == {part: round(n) for part, n in flops_by_part(module.model, batches).items()}
+    assert found["flops"] == {
+        part: round(n) for part, n in flops_by_part(module.model, map(history_lengths, batches)).items()
+    }
     assert found["precision"] == precision
     assert found["peak_source"].endswith("bf16" if precision == "bf16-mixed" else "fp32")
     assert not module.training

@@ -80,17 +80,17 @@ def test_float32_products_are_tf32_where_that_is_switched_on(monkeypatch):
 
 def test_the_peak_of_a_cpu_is_above_any_matmul_and_not_far():
     """Other work on the machine only ever slows a matmul down, so a few tries decide."""
-    for _ in range(5):
+    for _ in range(8):
         started = time.perf_counter()
         peak = peak_of(CPU, "32-true")
-        assert time.perf_counter() - started < 5
-        a = torch.ones(512, 512)
+        assert time.perf_counter() - started < 10
+        a = torch.ones(320, 320)
         times = []
-        for _ in range(20):
+        for _ in range(50):
             started = time.perf_counter()
             a @ a
             times.append(time.perf_counter() - started)
-        ratio = 2 * 512**3 / min(times) / peak.flops
+        ratio = 2 * 320**3 / min(times) / peak.flops
         if 0.5 < ratio < 1.3:
             break
     assert 0.5 < ratio < 1.3
