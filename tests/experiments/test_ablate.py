@@ -59,7 +59,7 @@ def test_a_matrix_becomes_a_table_and_a_second_command_runs_only_what_failed(tmp
     assert result.oracle == {"ne": 0.5}
     assert result.data["name"] == "made-up"
     assert "no room for DIN" in capsys.readouterr().out
-    assert "no_gdpa" in (tmp_path / "m/table.md").read_text()
+    assert "gdpa" in (tmp_path / "m/table.md").read_text()
     assert "no room for DIN" in (tmp_path / "m/report.html").read_text()
 
     again = Fits(lambda config, seed: 0.9)
