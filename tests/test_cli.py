@@ -18,6 +18,7 @@ import yaml
 import cli
 from kunlun.command_line import read_request
 from kunlun.configuration import PROJECT_ROOT, ConfigError
+from tests.wandb_file import read_offline_run
 
 QUICK = [
     *("--data.batch_size=32", "--data.eval_batch_size=32", "--data.max_length=8"),
@@ -374,7 +375,11 @@ def test_a_run_keeps_its_own_wandb_files(finished: tuple[Path, str]) -> None:
     stores = list(run.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(stores) == 1
     assert run.name in stores[0].name
-    assert b"tests" in stores[0].read_bytes()  # the group
+    told = read_offline_run(stores[0])
+    assert (told.project, told.group, told.exit_code) == ("kunlun", "tests", 0)
+    assert told.config["model"]["init_args"]["components"]["gdpa"] is False
+    logged = {key for line in told.history for key in line}
+    assert {"train/loss", "valid/ne", "valid/auc", "trainer/global_step"} <= logged
 
 
 def test_the_summary_says_how_good_how_fast_and_what_next(finished: tuple[Path, str]) -> None:

@@ -194,7 +194,7 @@ def workspace(entity: str, project: str, group: str | None = None) -> ws.Workspa
             panels=[
                 curve("efficiency/samples_per_second", "Samples/s"),
                 curve("efficiency/mfu", "MFU"),
-                curve("efficiency/data_wait", "Share of time spent waiting for data"),
+                curve("efficiency/data_wait_share", "Share of time spent waiting for data"),
             ],
             is_open=True,
         ),

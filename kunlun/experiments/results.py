@@ -169,7 +169,7 @@ class ScalingPoint:
     """dense and embedding."""
     cells: list[CellResult]
     chosen: dict[str, Any] = field(default_factory=dict)
-    """What the search budget chose, by dotted key."""
+    """What the search chose: arguments of the model, and ``lr``."""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ class ScalingOptions:
     """Folder of the experiment; machines that share it share the work. Default: runs/NAME."""
 
     def __post_init__(self) -> None:
+        ladders = {k: v if isinstance(v, LadderOptions) else LadderOptions(**v) for k, v in self.models.items()}
+        object.__setattr__(self, "models", ladders)
         if self.reference not in self.models:
             raise ValueError(f"the reference {self.reference!r} is not among the models {sorted(self.models)}")
         for name, ladder in self.models.items():
@@ -140,9 +142,9 @@ def _candidate(
     tree: ConfigTree,
 ) -> Candidate:
     where = tree.where(f"scaling.models.{model}.sizes")
-    chosen = {**{f"model.init_args.{key}": value for key, value in shape.items()}, "training.optimizer.lr": lr}
-    variant = read_variant(config, configs, overrides, where, section="scaling.models", changes=chosen, name=model)
-    return Candidate(model, size, chosen, variant)
+    changes = {**{f"model.init_args.{key}": value for key, value in shape.items()}, "training.optimizer.lr": lr}
+    variant = read_variant(config, configs, overrides, where, section="scaling.models", changes=changes, name=model)
+    return Candidate(model, size, {**shape, "lr": lr}, variant)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -44,7 +44,8 @@ def _points(result: ScalingResult) -> Grid:
             cells += [n.scaled(point.parameters.get("dense")), n.scaled(point.parameters.get("embedding"))]
             cells += [n.NONE if ne is None else n.spread(ne, 4)]
             cells += [str(done) if done == len(point.cells) else f"{done} of {len(point.cells)}"]
-            cells += [", ".join(f"{key} {value}" for key, value in point.chosen.items())]
+            told = {key: value for key, value in point.chosen.items() if not isinstance(value, (dict, list))}
+            cells += [", ".join(f"{key} {value}" for key, value in told.items())]
             rows.append(Row(tuple(cells), ladder.model))
     note = "An interval is over seeds: another initialisation and another order of the rows."
     if result.oracle:
