@@ -21,6 +21,7 @@ SAMPLES = {
     "TaobaoAd_x1": "taobao_ad_x1_sample.csv.gz",
 }
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+FEW_CELLS = ["--variants=[kunlun, logistic_regression]", "--seeds=1", "--rounds=0", "--data.preset=tiny", *SHORT]
 QUIET = ["--run.wandb=disabled", "--trainer.enable_progress_bar=false"]
 
 
@@ -51,6 +52,8 @@ def test_every_command_of_the_readme_in_its_order(sample_data, tmp_path):
             arguments += ["--impressions=500", "--events=5000"]
         if arguments[0] == "prepare" and (raw := arguments[arguments.index("--raw") + 1]) in SAMPLES:
             arguments[arguments.index("--raw") + 1] = raw + SAMPLES[raw][SAMPLES[raw].index(".") :]
+        if arguments[0] == "ablate":
+            arguments += FEW_CELLS
         if arguments[0] == "fit":
             arguments += SHORT + QUIET
         result = subprocess.run(
