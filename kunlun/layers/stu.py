@@ -43,18 +43,23 @@ class RelativeBias(nn.Module):
 
     def __init__(self, heads: int, max_length: int, timed: bool) -> None:
         super().__init__()
-        self.position = nn.Parameter(0.02 * torch.randn(max_length, heads))
-        self.time = nn.Parameter(0.02 * torch.randn(TIME_BUCKETS, heads)) if timed else None
+        self.position = nn.Parameter(0.02 * torch.randn(heads, max_length))
+        self.time = nn.Parameter(0.02 * torch.randn(heads, TIME_BUCKETS)) if timed else None
         self.register_buffer("edges", 2 ** torch.arange(TIME_BUCKETS - 1), persistent=False)
 
     def forward(self, position_bP: Tensor, time_bP: Tensor | None) -> Tensor:
         """Of each query (rows) to each key: (b, H, P, P). What comes later than a query counts as at no distance."""
-        apart = (position_bP[:, :, None] - position_bP[:, None]).clamp(0, self.position.shape[0] - 1)
-        bias = F.embedding(apart, self.position)
+        apart = (position_bP[:, :, None] - position_bP[:, None]).clamp(0, self.position.shape[1] - 1)
+        bias = _look_up(self.position, apart)
         if self.time is not None and time_bP is not None:
             seconds = (time_bP[:, :, None] - time_bP[:, None]).clamp(min=0)
-            bias = bias + F.embedding(torch.bucketize(seconds, self.edges, right=True), self.time)
-        return bias.permute(0, 3, 1, 2)
+            bias = bias + _look_up(self.time, torch.bucketize(seconds, self.edges, right=True))
+        return bias.transpose(0, 1)
+
+
+def _look_up(table_Hn: Tensor, index: Tensor) -> Tensor:
+    """(H, n) at index (…) → (H, …). On a CPU the gradient of a gather is far cheaper than that of an embedding."""
+    return table_Hn.gather(1, index.flatten().expand(table_Hn.shape[0], -1)).unflatten(1, index.shape)
 
 
 def pointwise_attention(

@@ -45,7 +45,7 @@ def by_hand(layer: STU, x: torch.Tensor, places: Places) -> torch.Tensor:
             bucket = 0 if seconds == 0 else math.floor(math.log2(seconds)) + 1
             for h in range(heads):
                 part = slice(h * width, (h + 1) * width)
-                rab = layer.bias.position[places.position[t] - places.position[j], h] + layer.bias.time[bucket, h]
+                rab = layer.bias.position[h, places.position[t] - places.position[j]] + layer.bias.time[h, bucket]
                 pooled[t, part] += F.silu(q[t, part] @ k[j, part] + rab) * v[j, part] / size
     return x + layer.out(layer.out_norm(pooled) * u)
 
