@@ -23,7 +23,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     args.cells.mkdir(parents=True, exist_ok=True)
+    if args.out and args.out.is_file():
+        unpack(json.loads(args.out.read_text()), args.cells)
     worlds = [World(part, strength) for part in args.part for strength in (args.up, 0.0)]
     # Seed by seed, so that every world has as many seeds as any other, whenever it ends.
     for seed in range(args.seeds):
@@ -200,6 +202,16 @@ def main(arguments: list[str] | None = None) -> None:
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def unpack(report: dict[str, Any], folder: Path) -> None:
+    """What a report holds is not trained again."""
+    names = [f.name for f in fields(Training)]
+    for line in report["trainings"]:
+        training = Training(**{name: line[name] for name in names})
+        path = folder / f"{training.name()}.json"
+        if not path.is_file():
+            path.write_text(json.dumps({key: value for key, value in line.items() if key not in names}))
 
 
 def read(training: Training, folder: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,8 @@ def test_what_is_finished_is_kept_and_a_second_run_only_reads_it(
     main([*small, "--out", str(tmp_path / "first.json")])
     monkeypatch.setattr(synthetic_parts, "run", None)  # to call it is an error
     main([*small, "--out", str(tmp_path / "second.json")])
+    shutil.rmtree(tmp_path / "cells")
+    main([*small, "--out", str(tmp_path / "second.json")])  # from the report alone
     first, second = (json.loads((tmp_path / name).read_text()) for name in ("first.json", "second.json"))
     assert first == second
     assert {row["strength"] for row in first["results"]} == {0.0, 2.0}

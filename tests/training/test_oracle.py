@@ -115,7 +115,7 @@ def test_true_probabilities_are_computed_once_per_split(
     assert "valid/oracle_share" in trainer.callback_metrics
     assert capsys.readouterr().out.count("oracle: NE 0.76") == 1
     logged = (tmp_path / "hparams.yaml").read_text()
-    assert "oracle/ne: 0.75" in logged
+    assert "oracle/ne: 0.76" in logged
     assert "oracle/gain/recency: " in logged
 
 
