@@ -43,5 +43,19 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def outlive_first_signal(worker: int) -> None:
+    """For a process that reads for another: the first SIGTERM changes nothing, the second ends it.
+
+    A scheduler sends the first to the whole group; what it means is for the main process to decide, which still needs
+    batches until it has saved. The second comes from the main process itself.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def _ending(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)

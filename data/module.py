@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from data.interruption import outlive_first_signal
 from data.order import BatchOrder
 from data.reader import PreparedSplit, Split
 from data.synthetic import SyntheticWorld
@@ -82,6 +83,9 @@ class DataModule(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
         )
+        if shuffle and trainer:
+            # Lightning restores where a loader was only in the middle of an epoch, not at its end.
+            order.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
         return StatefulDataLoader(
             dataset,
             batch_sampler=order,
@@ -89,6 +93,7 @@ class DataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
+            worker_init_fn=outlive_first_signal,
             # A generator of its own: validation must not move the training's random numbers.
             generator=torch.Generator().manual_seed(self.seed),
         )
