@@ -11,6 +11,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -76,7 +77,8 @@ def write_checkpoint(path: Path, write: Callable[[HashingFile], None]) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         cause = hashing.error if hashing is not None and hashing.error is not None else error
         if isinstance(cause, OSError):
             raise _not_saved(path, cause) from cause
@@ -91,7 +93,8 @@ def link_checkpoint(path: Path, name: str) -> None:
         copy_checkpoint(path, temporary)
         temporary.replace(path.with_name(name))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise _not_saved(path.with_name(name), error) from error
 
 
@@ -138,6 +141,14 @@ def require_whole(path: Path) -> None:
     other, _ = newest_intact(p for p in path.parent.glob(f"*{SUFFIX}") if p != path)
     hint = f"; {shown(other)} is intact" if other else ""
     raise RunError(f"{shown(path)} is damaged: cut short, or changed after it was written{hint}")
+
+
+def disk_error(error: OSError) -> RunError | None:
+    """For the user, if ``error`` says that a disk is full or not writable."""
+    if error.errno not in _HINTS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return RunError(f"{where}{error.strerror}: {_HINTS[error.errno]}, then go on with --resume auto.")
 
 
 def _written(path: Path) -> int:

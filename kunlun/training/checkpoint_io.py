@@ -17,9 +17,7 @@ from kunlun.configuration import RunError, shown
 class SealedCheckpointIO(CheckpointIO):
     """Streams to the disk without a copy in memory, and maps what it reads instead of loading all of it at once."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """CheckpointNotSaved: the disk does not take it."""
         write_checkpoint(Path(path), lambda file: torch.save(checkpoint, cast("IO[bytes]", file)))
 

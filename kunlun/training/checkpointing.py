@@ -22,8 +22,8 @@ class LastCheckpoints(Checkpoint):
     """Writes ``step-<optimizer steps>.ckpt`` and keeps the newest; ``last.ckpt`` is the newest under another name.
 
     One is written at the end of every epoch, whenever one is due, and before leaving on a signal: at the first moment
-    from which Lightning goes on exactly. It does not after a batch whose gradients wait for those of others, nor after
-    one that a validation follows, which it would leave out.
+    from which Lightning goes on exactly. It does not after a batch whose gradients wait for those of others, after one
+    that a validation follows, which it would leave out, nor, with max_steps, at the end of an epoch.
 
     Args:
         folder: the run's folder of checkpoints.
@@ -36,6 +36,7 @@ class LastCheckpoints(Checkpoint):
         self.folder, self.every, self.keep, self.preemption = folder, every, keep, preemption
         self._files: list[Path] = []
         self._step, self._time = 0, 0.0
+        self._missed = False  # the end of an epoch, at which one was due
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)
@@ -74,6 +75,9 @@ class LastCheckpoints(Checkpoint):
             self._leave(True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.max_steps != -1 and trainer.global_step < trainer.max_steps:
+            self._missed = True  # with max_steps, Lightning would end this epoch a second time
+            return
         leaving = self._is_leaving(trainer)
         self._save(trainer)
         self._leave(leaving)
@@ -86,6 +90,8 @@ class LastCheckpoints(Checkpoint):
 
     def _is_due(self, trainer: Trainer) -> bool:
         every = self.every
+        if self._missed:
+            return True
         if every.steps is not None and trainer.global_step - self._step >= every.steps:
             return True
         if every.minutes is None:
@@ -96,6 +102,7 @@ class LastCheckpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self.preemption.received is not None, all=False)
 
     def _save(self, trainer: Trainer) -> None:
+        self._missed = False
         if trainer.global_step == self._step:
             return
         assert self.folder is not None
@@ -122,7 +129,15 @@ class BestCheckpoint(ModelCheckpoint):
     """``best.ckpt``, the best by ``monitor``; a resumed run takes over the one of the run before, and its score."""
 
     def __init__(self, folder: Path | None, monitor: str, mode: str) -> None:
-        super().__init__(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
+        # After the validation, not after the epoch: from there Lightning goes on exactly, also with max_steps.
+        super().__init__(
+            folder,
+            "best",
+            monitor=monitor,
+            mode=mode,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Every attempt has a directory of its own, in which Lightning would begin without a best one.

@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
+from kunlun.checkpoints import disk_error
 from kunlun.command_line import Request
 from kunlun.config_check import ConfigChecker, is_users_fault
 from kunlun.configuration import CONFIG_ROOT, ConfigError, shown
@@ -120,7 +121,9 @@ class KunlunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         text = "Checkpoint file or run directory; without --config, the configuration saved with it is used."
         if self.request.command == "fit":
-            resume = "What to go on from: auto, the newest intact checkpoint of the runs of this name, if there is one; or a"
+            resume = (
+                "What to go on from: auto, the newest intact checkpoint of the runs of this name, if there is one; or a"
+            )
             parser.add_argument("--resume", type=str | None, help=f"{resume} c{text[1:]}")
             text = "The same as --resume."
         parser.add_argument("--ckpt_path", type=str | None, help=text)
@@ -321,10 +324,14 @@ class KunlunCLI(LightningCLI):
             return getattr(trainer, command)(self.model, **arguments)
         except MisconfigurationException as error:
             raise ConfigError(str(error)) from error
+        except OSError as error:
+            told = disk_error(error)
+            if told is None:
+                raise
+            raise told from error
         except (RuntimeError, MemoryError) as error:
             if out_of_memory.is_out_of_memory(error):
-                told = self.batch_sizes.text
-                raise out_of_memory.explained(error, self._schema, self.model, told) from error
+                raise out_of_memory.explained(error, self._schema, self.model, self.batch_sizes.text) from error
             if "loading state_dict" not in str(error):
                 raise
             first = "\n".join(str(error).splitlines()[1:4])
@@ -354,7 +361,7 @@ class KunlunCLI(LightningCLI):
             ScoreMonitor(),
         ]
         if options.patience is not None:
-            callbacks.append(Patience(options.monitor, mode=options.mode, patience=options.patience))
+            callbacks.append(Patience(options.monitor, options.mode, options.patience))
         return callbacks
 
     def _loggers(self, run: Path | None) -> dict[str, Any]:

@@ -63,10 +63,13 @@ class ResumedOptions(Callback):
 class Patience(EarlyStopping):
     """Early stopping whose patience is this run's, and which a resumed run obeys if it had already stopped."""
 
+    def __init__(self, monitor: str, mode: str, patience: int) -> None:
+        # At once after a validation: a run that is resumed behind it no longer knows its metrics.
+        super().__init__(monitor, mode=mode, patience=patience, check_on_train_epoch_end=False)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True
-

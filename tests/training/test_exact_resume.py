@@ -100,6 +100,9 @@ CASES = {
     "max_steps inside an epoch": Case(trainer={"max_epochs": -1, "max_steps": EPOCHS * BATCHES - 3}),
     "part of the batches": Case(trainer={"limit_train_batches": 5}),
     "max_steps and part of the batches": Case(trainer={"max_epochs": -1, "max_steps": 15, "limit_train_batches": 5}),
+    "max_steps and early stopping": Case(
+        patience=1, optimizer={"lr": 3.0}, trainer={"max_epochs": -1, "max_steps": EPOCHS * BATCHES}
+    ),
     "plateau": Case(optimizer={"schedule": "plateau", "lr": 0.5, "warmup_steps": 9}, trainer={"val_check_interval": 4}),
     "early stopping": Case(patience=1, optimizer={"lr": 3.0}),
     "early stopping inside the epoch": Case(patience=2, optimizer={"lr": 3.0}, trainer={"val_check_interval": 2}),
@@ -114,7 +117,6 @@ def run(case: Case, folder: Path, trace: Trace, resume: Path | None = None, pree
     data = Toy(SCHEMA)
     data.num_workers = case.workers
     best = BestCheckpoint(folder, "valid/ne", "min")
-    best.CHECKPOINT_NAME_LAST = "unused"
     callbacks = [
         RandomState(),
         ResumedOptions(),
@@ -122,7 +124,7 @@ def run(case: Case, folder: Path, trace: Trace, resume: Path | None = None, pree
         trace,
         LastCheckpoints(folder, CheckpointEvery(steps=case.steps), 3, preemption or Preemption()),
         *([best] if case.trainer.get("limit_val_batches") != 0 else []),
-        *([Patience("valid/ne", patience=case.patience)] if case.patience else []),
+        *([Patience("valid/ne", "min", case.patience)] if case.patience else []),
     ]
     options = {"max_epochs": EPOCHS, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(
@@ -175,7 +177,15 @@ def wholes(tmp_path_factory: pytest.TempPathFactory):
     return get
 
 
-ALL = [("train", n) for n in range(1, 25)] + [("validation", 8), ("validated", 8), ("epoch", 8), ("validation", 16), ("validated", 16), ("epoch", 16), ("epoch", 24)]
+ALL = [("train", n) for n in range(1, 25)] + [
+    ("validation", 8),
+    ("validated", 8),
+    ("epoch", 8),
+    ("validation", 16),
+    ("validated", 16),
+    ("epoch", 16),
+    ("epoch", 24),
+]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -188,5 +198,6 @@ def test_all(name, tmp_path, wholes):
             except Exception as e:
                 wrong.append((kill, signalled, type(e), str(e)[:600]))
     print(name, len(wrong), "of", 2 * len(ALL))
-    for w in wrong[:4]: print(w)
+    for w in wrong[:4]:
+        print(w)
     assert not wrong
