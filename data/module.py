@@ -85,7 +85,8 @@ class DataModule(L.LightningDataModule):
         )
         if shuffle and trainer:
             # Lightning restores where a loader was only in the middle of an epoch, not at its end.
-            order.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+            progress: Any = trainer.fit_loop.epoch_progress.current
+            order.set_epoch(progress.processed)
         return StatefulDataLoader(
             dataset,
             batch_sampler=order,

@@ -71,8 +71,8 @@ class Request:
     """A training command, read as far as it can be without torch.
 
     The tree holds the values of the command line too, as `Text` where they are yet to be read; ``overrides`` are the
-    options that no tree can hold. ``checkpoint`` is the file to go on from or to evaluate, ``run`` the run it belongs to;
-    ``warnings`` are for the user, once there is a run.
+    options that no tree can hold. ``checkpoint`` is the file to go on from or to evaluate, ``run`` the run that it
+    belongs to; ``warnings`` are for the user, once there is a run.
     """
 
     command: str

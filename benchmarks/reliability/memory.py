@@ -46,7 +46,7 @@ def _measure(way: str, action: str, folder: str, mebibytes: int, queue: Any) -> 
 
     def resume() -> None:
         found = io.load_checkpoint(path, weights_only=True)
-        table.load_state_dict({k: v for k, v in found["state_dict"].items()})
+        table.load_state_dict(found["state_dict"])
         table_state.copy_(found["optimizer"]["sum"])
 
     action_of: dict[str, Callable[[], None]] = {"save": save, "resume": resume}

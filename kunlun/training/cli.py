@@ -121,10 +121,8 @@ class KunlunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         text = "Checkpoint file or run directory; without --config, the configuration saved with it is used."
         if self.request.command == "fit":
-            resume = (
-                "What to go on from: auto, the newest intact checkpoint of the runs of this name, if there is one; or a"
-            )
-            parser.add_argument("--resume", type=str | None, help=f"{resume} c{text[1:]}")
+            auto = "What to go on from: auto, the newest intact checkpoint of the runs of this name, if there is any; or a"
+            parser.add_argument("--resume", type=str | None, help=f"{auto} c{text[1:]}")
             text = "The same as --resume."
         parser.add_argument("--ckpt_path", type=str | None, help=text)
         if self.request.command == "predict":
@@ -216,7 +214,7 @@ class KunlunCLI(LightningCLI):
 
     def fit(self) -> None:
         """Train in a run directory of its own, and say how it went."""
-        options, request = self.options, self.request
+        options = self.options
         summary = FitSummary(options.monitor, options.mode)
         dry = bool(self.config.trainer.fast_dev_run) or self.config.trainer.logger is False
         run = None if dry or not _is_first_process() else self._create_run()

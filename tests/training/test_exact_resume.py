@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from kunlun.checkpoints import newest_intact
 from kunlun.features import Batch
@@ -50,7 +50,7 @@ class Trace(L.Callback):
     def __init__(self, kill: tuple[str, int] | None = None, preemption: Preemption | None = None) -> None:
         self.kill, self.preemption = kill, preemption
         self.seen: dict[Any, Any] = {}
-        self.validations = 0
+        self.ended: BaseException | None = None
 
     def reached(self, hook: str, trainer: L.Trainer) -> None:
         if self.kill == (hook, trainer.fit_loop.total_batch_idx + 1) and not trainer.sanity_checking:
@@ -132,10 +132,8 @@ def run(case: Case, folder: Path, trace: Trace, resume: Path | None = None, pree
     )
     try:
         trainer.fit(module, data, ckpt_path=resume)
-    except Kill:
-        pass
-    except SystemExit as error:
-        assert error.code == 143
+    except (Kill, SystemExit) as error:
+        trace.ended = error
     return module, trainer
 
 
@@ -144,6 +142,7 @@ def check(case: Case, tmp_path: Path, kill: tuple[str, int], whole, signalled: b
     preemption = Preemption() if signalled else None
     first = Trace(kill, preemption)
     run(case, tmp_path / "first", first, preemption=preemption)
+    assert not isinstance(first.ended, SystemExit) or first.ended.code == 143
     checkpoint, damaged = newest_intact((tmp_path / "first").glob("*.ckpt"))
     assert not damaged
     second = Trace()
@@ -177,27 +176,29 @@ def wholes(tmp_path_factory: pytest.TempPathFactory):
     return get
 
 
-ALL = [("train", n) for n in range(1, 25)] + [
-    ("validation", 8),
-    ("validated", 8),
-    ("epoch", 8),
-    ("validation", 16),
-    ("validated", 16),
-    ("epoch", 16),
-    ("epoch", 24),
+# After the first batch, in the middle of an accumulation, before and at and after the end of an epoch, in a validation.
+KILLS = [("train", 1), ("train", 7), ("train", 8), ("validation", 8), ("epoch", 8), ("train", 9), ("train", 20)]
+# For the long form, which `make reliability` runs.
+EVERYWHERE = [("train", n) for n in range(1, 25)] + [
+    (hook, n) for n in (8, 16) for hook in ("validation", "validated", "epoch")
 ]
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name != "workers"])
+def test_a_killed_run_goes_on_exactly(name: str, tmp_path: Path, wholes) -> None:
+    # Of each kind of run, another two of the places, one of them with a signal to leave: the long form has them all.
+    first = list(CASES).index(name)
+    for i in (2 * first, 2 * first + 1):
+        check(CASES[name], tmp_path / str(i), KILLS[i % len(KILLS)], wholes(name), signalled=bool(i % 2))
+
+
+def test_with_workers_too(tmp_path: Path, wholes) -> None:
+    check(CASES["workers"], tmp_path, ("train", 12), wholes("workers"))
+
+
+@pytest.mark.skipif("KUNLUN_LONG" not in os.environ, reason="long: make reliability runs it")
+@pytest.mark.parametrize("signalled", [False, True], ids=["killed", "signalled"])
 @pytest.mark.parametrize("name", CASES)
-def test_all(name, tmp_path, wholes):
-    wrong = []
-    for i, kill in enumerate(ALL):
-        for signalled in (False, True):
-            try:
-                check(CASES[name], tmp_path / f"{i}{signalled}", kill, wholes(name), signalled)
-            except Exception as e:
-                wrong.append((kill, signalled, type(e), str(e)[:600]))
-    print(name, len(wrong), "of", 2 * len(ALL))
-    for w in wrong[:4]:
-        print(w)
-    assert not wrong
+def test_wherever_it_is_killed(name: str, signalled: bool, tmp_path: Path, wholes) -> None:
+    for i, kill in enumerate(EVERYWHERE):
+        check(CASES[name], tmp_path / str(i), kill, wholes(name), signalled)
