@@ -168,7 +168,13 @@ class FeatureSchema:
             )
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a damaged file makes of it
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:  # whatever a damaged file makes of it
             raise ValueError(f"{path} cannot be read ({error!r}); prepare the data set again") from error
 
 

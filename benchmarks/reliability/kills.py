@@ -31,11 +31,13 @@ def epochs_for(kills: int, batches: int = 40) -> int:
     return -(-kills * 6 // batches) + 2
 
 
-def killed(folder: Path, expected: list[Line], kills: int, epochs: int, workers: int, seed: int = 0) -> dict[str, Any]:
+def killed(
+    folder: Path, expected: list[Line], kills: int, epochs: int, workers: int, **settings: Any
+) -> dict[str, Any]:
     """Kill a run ``kills`` times, then let it end."""
-    setting = Setting(folder, epochs, workers=workers, name=f"killed-{workers}")
-    draw = random.Random(seed)
-    codes, first = [], True
+    setting = Setting(folder, epochs, workers=workers, name=f"killed-{workers}", **settings)
+    draw = random.Random(0)
+    codes = []
     for _ in range(kills):
         process = setting.start("--resume", "auto")
         steps = draw.randint(*STEPS)
@@ -44,7 +46,6 @@ def killed(folder: Path, expected: list[Line], kills: int, epochs: int, workers:
         if process.is_alive():
             os.kill(process.pid or 0, signal.SIGKILL)
         codes.append(finish(process))
-        first = False
     codes.append(finish(setting.start("--resume", "auto")))
     lines = read_trace(setting.trace)
     again = replays(lines)
@@ -52,7 +53,7 @@ def killed(folder: Path, expected: list[Line], kills: int, epochs: int, workers:
         "workers": workers,
         "kills": codes.count(128 + signal.SIGKILL),
         "failed_resumes": sum(code not in (0, 128 + signal.SIGKILL) for code in codes),
-        "finished": codes[-1] == 0 and not first,
+        "finished": codes[-1] == 0,
         "differences": len(differences(lines, expected)),
         "missing": missing(lines, expected),
         "batches_compared": sum(line.kind == "train" for line in lines),
@@ -63,9 +64,11 @@ def killed(folder: Path, expected: list[Line], kills: int, epochs: int, workers:
     }
 
 
-def terminated(folder: Path, expected: list[Line], times: int, epochs: int, workers: int) -> dict[str, Any]:
+def terminated(
+    folder: Path, expected: list[Line], times: int, epochs: int, workers: int, **settings: Any
+) -> dict[str, Any]:
     """SIGTERM, every other time SIGUSR1; with workers to the whole process group, as a scheduler does."""
-    setting = Setting(folder, epochs, workers=workers, interval=100_000, name=f"terminated-{workers}")
+    setting = Setting(folder, epochs, workers=workers, interval=100_000, name=f"terminated-{workers}", **settings)
     draw = random.Random(1)
     codes, saved, ended = [], [], []
     for number in range(times):

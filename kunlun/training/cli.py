@@ -121,7 +121,9 @@ class KunlunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         text = "Checkpoint file or run directory; without --config, the configuration saved with it is used."
         if self.request.command == "fit":
-            auto = "What to go on from: auto, the newest intact checkpoint of the runs of this name, if there is any; or a"
+            auto = (
+                "What to go on from: auto, the newest intact checkpoint of the runs of this name, if there is any; or a"
+            )
             parser.add_argument("--resume", type=str | None, help=f"{auto} c{text[1:]}")
             text = "The same as --resume."
         parser.add_argument("--ckpt_path", type=str | None, help=text)
