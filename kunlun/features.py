@@ -77,7 +77,7 @@ class EventType:
 
     def __post_init__(self) -> None:
         # It is the name of files too: of those of the data set, and of no other.
-        if not self.name or Path(self.name).name != self.name or "\0" in self.name:
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name or "\0" in self.name:
             raise ValueError(f"an event type cannot be called {self.name!r}: its files are named after it")
 
 
@@ -168,13 +168,8 @@ class FeatureSchema:
             )
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:  # whatever a damaged file makes of it
+        # Whatever a damaged or forged file makes of it.
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error!r}); prepare the data set again") from error
 
 

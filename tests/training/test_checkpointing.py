@@ -82,9 +82,8 @@ def test_a_signal_saves_and_leaves_with_143(number: int, tmp_path: Path, capsys:
 
 
 def test_a_signal_waits_for_the_end_of_an_accumulation(tmp_path: Path) -> None:
-    preemption = Preemption()
+    preemption, action = Preemption(), At(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit), preemption.handled():
-        action = At(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         fit(tmp_path, action, preemption=preemption, accumulate_grad_batches=4, max_epochs=3)
     # Batches 5 … 8 are the second step, at the end of the epoch.
     assert names(tmp_path) == ["last.ckpt", "step-00000002.ckpt"]
