@@ -13,8 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # One fork each from a process that has imported everything and done nothing: a fresh process without the seconds.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["benchmarks.reliability.imports"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["benchmarks.reliability.imports"])
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Setting:
 
     def start(self, *more: str) -> BaseProcess:
         """A process that runs the command line, in a process group of its own."""
-        process = _CONTEXT.Process(target=_main, args=(self.arguments(*more), str(self.log)))
+        process = CONTEXT.Process(target=_main, args=(self.arguments(*more), str(self.log)))
         process.start()
         return process
 

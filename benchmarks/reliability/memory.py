@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.reliability.attempts import CONTEXT
 
 
 def measured(folder: Path, mebibytes: int) -> dict[str, Any]:
@@ -18,9 +19,8 @@ def measured(folder: Path, mebibytes: int) -> dict[str, Any]:
     results: dict[str, Any] = {"checkpoint_mib": mebibytes}
     for way in ("this project", "Lightning"):
         for action in ("save", "resume"):
-            context = multiprocessing.get_context("spawn")
-            queue = context.Queue()
-            process = context.Process(target=_measure, args=(way, action, str(folder), mebibytes, queue))
+            queue = CONTEXT.Queue()
+            process = CONTEXT.Process(target=_measure, args=(way, action, str(folder), mebibytes, queue))
             process.start()
             results[f"{way}: {action}"] = queue.get(timeout=600)
             process.join()
