@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_GROUP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # that a scheduler sends to a whole process group
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -55,6 +56,17 @@ def outlive_first_signal(worker: int) -> None:
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Inside, SIGTERM and SIGUSR1 wait, also in processes that are started: until `outlive_first_signal` there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ending(number: int) -> BaseException:
