@@ -1,4 +1,4 @@
-# make install | fit | test | lint | format | clean
+# make install | fit | test | lint | format | reliability | clean
 #
 # PYTHON       the interpreter to build .venv with (3.11 or newer)
 # TORCH_INDEX  where to take torch from; empty: the default index, whose torch for Linux is the CUDA build.
@@ -20,7 +20,7 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test lint format clean
+.PHONY: help install fit test lint format reliability clean
 
 help:
 	@awk '/^#/ { sub(/^# ?/, ""); print; next } { exit }' Makefile
@@ -53,6 +53,11 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What holds when a run is killed, told to leave or left without a disk (docs/reliability.md); takes long.
+reliability: install
+	KUNLUN_LONG=1 $(BIN)/python -m pytest tests/training/test_exact_resume.py
+	$(BIN)/python -m benchmarks.reliability
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

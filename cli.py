@@ -23,7 +23,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Idle OpenMP threads sleep, not spin: on a machine that others use too, spinning stalls every small operation.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from kunlun.configuration import ConfigError, closest  # noqa: E402
+from kunlun.configuration import ConfigError, RunError, closest  # noqa: E402
 
 if TYPE_CHECKING:
     from data.preparation import DataSet
@@ -291,6 +291,9 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_GROUP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # that a scheduler sends to a whole process group
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -41,6 +42,31 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in ours.items():
             signal.signal(number, handler)
+
+
+def outlive_first_signal(worker: int) -> None:
+    """For a process that reads for another: the first SIGTERM changes nothing, the second ends it.
+
+    A scheduler sends the first to the whole group; what it means is for the main process to decide, which still needs
+    batches until it has saved. The second comes from the main process itself.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Inside, SIGTERM and SIGUSR1 wait, also in processes that are started: until `outlive_first_signal` there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ending(number: int) -> BaseException:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from data.interruption import outlive_first_signal, signals_held_back
 from data.order import BatchOrder
 from data.reader import PreparedSplit, Split
 from data.synthetic import SyntheticWorld
@@ -22,6 +23,14 @@ from kunlun.features import Batch, FeatureSchema
 
 def _as_is(batch: Batch) -> Batch:
     return batch
+
+
+class _Loader(StatefulDataLoader):
+    """Whose workers a signal to the whole process group does not end, from their first moment on."""
+
+    def _get_iterator(self) -> Any:
+        with signals_held_back():
+            return super()._get_iterator()
 
 
 class DataModule(L.LightningDataModule):
@@ -82,13 +91,18 @@ class DataModule(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
         )
-        return StatefulDataLoader(
+        if shuffle and trainer:
+            # Lightning restores where a loader was only in the middle of an epoch, not at its end.
+            progress: Any = trainer.fit_loop.epoch_progress.current
+            order.set_epoch(progress.processed)
+        return _Loader(
             dataset,
             batch_sampler=order,
             collate_fn=_as_is,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
+            worker_init_fn=outlive_first_signal,
             # A generator of its own: validation must not move the training's random numbers.
             generator=torch.Generator().manual_seed(self.seed),
         )

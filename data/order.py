@@ -75,6 +75,16 @@ class BatchOrder(Sampler[np.ndarray]):
         self.epoch, self.position = 0, 0
         self._ready = True  # the next iteration starts where epoch and position say
 
+    @property
+    def sampler(self) -> BatchOrder:
+        """Where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start ``epoch`` from its beginning, unless it is under way. Lightning calls it before every epoch."""
+        if epoch != self.epoch:
+            self.load_state_dict({"epoch": epoch, "position": 0})
+
     def __len__(self) -> int:
         if self.drop_last:
             return self.rows // self.batch_size // self.world

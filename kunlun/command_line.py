@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kunlun.checkpoints import SUFFIX, newest_intact
 from kunlun.configuration import (
     COMMAND_LINE,
     CONFIG_ROOT,
@@ -22,7 +23,7 @@ from kunlun.configuration import (
 
 SECTIONS = ("seed_everything", "data", "model", "training", "trainer", "run")
 OPTIONS = {
-    "fit": ("ckpt_path",),
+    "fit": ("resume", "ckpt_path"),
     "validate": ("ckpt_path",),
     "test": ("ckpt_path",),
     "predict": ("ckpt_path", "output"),
@@ -71,7 +72,8 @@ class Request:
     """A training command, read as far as it can be without torch.
 
     The tree holds the values of the command line too, as `Text` where they are yet to be read; ``overrides`` are the
-    options that no tree can hold. ``checkpoint`` is the file that --ckpt_path names, ``run`` the run it belongs to.
+    options that no tree can hold. ``checkpoint`` is the file to go on from or to evaluate, ``run`` the run that it
+    belongs to; ``warnings`` are for the user, once there is a run.
     """
 
     command: str
@@ -81,44 +83,82 @@ class Request:
     overrides: list[Override]
     checkpoint: Path | None = None
     run: Path | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def asks_help(self) -> bool:
         return any(o.key in FLAGS or o.key.endswith(".help") for o in self.overrides)
 
+    @property
+    def asks_to_resume(self) -> bool:
+        return any(o.key == "resume" for o in self.overrides)
+
 
 def read_request(command: str, argv: list[str]) -> Request:
-    """Find and merge the files that ``argv`` names; without --config, those of the run that --ckpt_path lies in."""
+    """Find and merge the files that ``argv`` names; without --config, those of the run that its checkpoint lies in."""
     configs, overrides = split_arguments(argv)
     given = {o.key: o.value for o in overrides}
-    checkpoint = run = None
-    if "ckpt_path" in given:
-        checkpoint = find_checkpoint(given["ckpt_path"] or "", "last.ckpt" if command == "fit" else "best.ckpt")
-        run = next((p for p in list(checkpoint.parents)[:2] if (p / "config.yaml").is_file()), None)
-    elif command not in ("fit", "benchmark") and not set(FLAGS) & set(given):
+    warnings: list[str] = []
+    checkpoint: Path | None = None
+    if command == "predict":
+        overrides = [_as_predict_split(o) if o.key == "split" else o for o in overrides]
+    if command == "fit":
+        checkpoint = _to_resume(given, configs, overrides, warnings)
+    elif "ckpt_path" in given:
+        checkpoint = find_checkpoint(given["ckpt_path"] or "", "best.ckpt")
+    elif command != "benchmark" and not set(FLAGS) & set(given):
         raise ConfigError(
             f"{command} needs the checkpoint of a trained model, as in: "
             f"python cli.py {command} --ckpt_path runs/NAME/TIME/checkpoints/best.ckpt"
         )
-    if command == "predict":
-        overrides = [_as_predict_split(o) if o.key == "split" else o for o in overrides]
+    run = next((p for p in list(checkpoint.parents)[:2] if (p / "config.yaml").is_file()), None) if checkpoint else None
+    tree, rest = _merged(command, configs, overrides, run)
+    return Request(command, argv, configs, tree, rest, checkpoint, run, warnings)
+
+
+def _to_resume(
+    given: dict[str, str | None], configs: list[str], overrides: list[Override], warnings: list[str]
+) -> Path | None:
+    """The checkpoint that --resume names, by a path or by ``auto``: the newest of the runs of this name, if any."""
+    asked = [option for option in OPTIONS["fit"] if given.get(option)]
+    if not asked:
+        return None
+    if len(asked) > 1:
+        raise ConfigError(f"{COMMAND_LINE}: --resume and --ckpt_path mean the same to fit; give one of them")
+    name = given[asked[0]] or ""
+    if name != "auto":
+        found = find_resumable(Path(name).expanduser(), warnings)
+        if found is None:
+            raise _no_checkpoint(asked[0], name, "last.ckpt", warnings)
+        return found
+    options = _merged("fit", configs, overrides, None)[0].values.get("run") or {}
+    root, run = options.get("root") or "runs", options.get("name") or "kunlun"
+    return find_resumable(Path(str(root)).expanduser() / str(run), warnings)
+
+
+def _merged(
+    command: str, configs: list[str], overrides: list[Override], run: Path | None
+) -> tuple[ConfigTree, list[Override]]:
+    """The configuration that the files and options make, and the options that no tree can hold."""
     tree = load_configs([], base=run / "config.yaml") if run and not configs else load_configs(configs)
     for option in {option for options in OPTIONS.values() for option in options}:
         if tree.values.get(option, "") is None:  # as --print_config prints it
             del tree.values[option]
     check_sections(tree, [], SECTIONS)
     check_sections(tree, overrides, [*SECTIONS, *OPTIONS[command]])
-    request = request_of(command, argv, configs, tree, overrides)
-    request.checkpoint, request.run = checkpoint, run
-    return request
+    return tree, placed(command, tree, overrides)
 
 
 def request_of(
     command: str, argv: Iterable[str], configs: list[str], tree: ConfigTree, overrides: Iterable[Override]
 ) -> Request:
     """Put ``overrides`` into ``tree``, whose sections are known, and keep what no tree can hold."""
-    rest = apply_values(tree, apply_class_overrides(tree, overrides), own=OPTIONS.get(command, ()))
-    return Request(command, list(argv), configs, tree, rest)
+    return Request(command, list(argv), configs, tree, placed(command, tree, overrides))
+
+
+def placed(command: str, tree: ConfigTree, overrides: Iterable[Override]) -> list[Override]:
+    """Put ``overrides`` into ``tree``; returns those that it cannot hold."""
+    return apply_values(tree, apply_class_overrides(tree, overrides), own=OPTIONS.get(command, ()))
 
 
 def apply_class_overrides(tree: ConfigTree, overrides: Iterable[Override]) -> list[Override]:
@@ -185,9 +225,26 @@ def find_checkpoint(name: str, preferred: str) -> Path:
     newest = max(inside, key=lambda p: p.stat().st_mtime, default=None)
     if newest is not None:
         return newest
+    raise _no_checkpoint("ckpt_path", name, preferred)
+
+
+def find_resumable(path: Path, warnings: list[str]) -> Path | None:
+    """The file ``path``, or the newest intact checkpoint of that run directory, or of the runs in it; None: there is
+    none. Each damaged one that is passed over is a warning."""
+    if path.is_file():
+        return path
+    files = [p for folder in (".", "checkpoints", "*/checkpoints") for p in path.glob(f"{folder}/*{SUFFIX}")]
+    newest, rejected = newest_intact(files)
+    instead = f"going on from {shown(newest)}" if newest else "there is no intact one"
+    warnings += [f"{shown(p)} is damaged, or not written by this program: {instead}" for p in rejected]
+    return newest
+
+
+def _no_checkpoint(option: str, name: str, preferred: str, warnings: Iterable[str] = ()) -> ConfigError:
     latest = sorted(Path("runs").glob(f"*/*/checkpoints/{preferred}"), key=lambda p: p.stat().st_mtime)
     hint = f"; the newest is {shown(latest[-1])}" if latest else ""
-    raise ConfigError(f"{COMMAND_LINE}: --ckpt_path: {name!r} is no checkpoint file and no run directory{hint}")
+    told = "".join(f"\n  {warning}" for warning in warnings)
+    return ConfigError(f"{COMMAND_LINE}: --{option}: {name!r} is no checkpoint file and no run directory{hint}{told}")
 
 
 def _as_predict_split(override: Override) -> Override:

@@ -33,6 +33,10 @@ class ConfigError(Exception):
     """The user's configuration is at fault; the message says where, which key, and what to do."""
 
 
+class RunError(Exception):
+    """A run cannot go on, for a reason outside the program; the message says what happened and what to do."""
+
+
 def closest(word: str, candidates: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the candidate most like ``word``, or nothing."""
     names = list(candidates)

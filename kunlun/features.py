@@ -19,6 +19,7 @@ MISSING_ID = 0
 UNKNOWN_ID = 1
 TIME = "time"  # the reserved name of the timestamps beside an event type's fields
 SCHEMA_FORMAT = 1
+MOST_ROWS = 2**44  # of a table: more than memory holds anywhere, so that a damaged or forged number is noticed at once
 SCHEMA_FILE = "schema.json"
 
 
@@ -37,6 +38,10 @@ class Table:
     rows: int
     encoding: Literal["vocabulary", "hash", "identity"] = "vocabulary"
     min_count: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rows, int) or not 0 < self.rows <= MOST_ROWS:
+            raise ValueError(f"a table has 1 … {MOST_ROWS:,} rows, not {self.rows!r}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class EventType:
     timestamps: bool = True
     mean_length: float = 0.0
     max_length: int = 0
+
+    def __post_init__(self) -> None:
+        # It is the name of files too: of those of the data set, and of no other.
+        if self.name in ("", ".", "..") or Path(self.name).name != self.name or "\0" in self.name:
+            raise ValueError(f"an event type cannot be called {self.name!r}: its files are named after it")
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,8 @@ class FeatureSchema:
             )
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a damaged file makes of it
+        # Whatever a damaged or forged file makes of it.
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error!r}); prepare the data set again") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 import cli
 from kunlun.command_line import read_request
-from kunlun.configuration import PROJECT_ROOT, ConfigError
+from kunlun.configuration import PROJECT_ROOT, ConfigError, RunError
 from tests.wandb_file import read_offline_run
 
 QUICK = [
@@ -208,6 +210,11 @@ MUTATIONS = [
     ("run: {name: 7}", "run.name", "put it in quotes"),
     ("run: {wandb: off}", "run.wandb", "one of auto, offline, online, disabled"),
     ("run: {patience: 0}", "run.patience", "at least 1"),
+    ("run: {keep_last: 0}", "run.keep_last", "at least 1"),
+    ("run: {checkpoint_every: {step: 5}}", "run.checkpoint_every.step", "did you mean 'steps'"),
+    ("run: {checkpoint_every: {steps: 0}}", "run.checkpoint_every", "at least 1"),
+    ("run: {checkpoint_every: {minutes: soon}}", "run.checkpoint_every.minutes", "a number or null"),
+    ("run: {nonfinite: ignore}", "run.nonfinite", "one of stop, skip"),
     ("run: {mode: minimum}", "run.mode", "did you mean 'min'"),
     ("seed_everything: x", "seed_everything", "a whole number"),
 ]
@@ -365,7 +372,8 @@ def test_a_run_directory_holds_what_is_needed_to_repeat_the_run(finished: tuple[
     assert {"python", "torch", "lightning", "numpy"} <= set(record["versions"])
     assert len(record["schema"]["sha256"]) == 64
     assert record["seed"] == config["seed_everything"]
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "step-00000002.ckpt"}
+    assert record["group"] == "tests"
     with (run / "metrics.csv").open() as file:
         assert "valid/ne" in next(csv.reader(file))
 
@@ -432,9 +440,57 @@ def test_a_run_resumes_in_a_directory_of_its_own(finished: tuple[Path, str], tmp
     assert cli.run(["fit", "--ckpt_path", str(run), *arguments]) == 0
     (resumed,) = tmp_path.glob("no_gdpa/*")
     record = json.loads((resumed / "run.json").read_text())
-    assert record["resumed_from"].endswith("last.ckpt")
+    assert record["resumed_from"].endswith("step-00000002.ckpt")
+    assert record["group"] == "tests"
     with (resumed / "metrics.csv").open() as file:
         assert {row["epoch"] for row in csv.DictReader(file)} == {"1"}
+
+
+def test_auto_goes_on_from_the_newest_intact_checkpoint(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "no_gdpa" / finished[0].name
+    shutil.copytree(finished[0], copy)
+    damaged = copy / "checkpoints" / "best.ckpt"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    os.utime(damaged)  # the newest
+    arguments = ["--run.name=no_gdpa", f"--run.root={tmp_path}", "--run.wandb=disabled", "--trainer.max_epochs=2"]
+    assert cli.run(["fit", "--resume", "auto", *arguments, "--training.optimizer.lr=1e-4"]) == 0
+    printed = capsys.readouterr()
+    assert "best.ckpt is damaged, or not written by this program: going on from" in printed.err
+    assert "changed: training.optimizer.lr: 0.003 → 0.0001" in printed.out
+    assert "changed: trainer.max_epochs: 1 → 2" in printed.out
+    (resumed,) = [path for path in tmp_path.glob("no_gdpa/*") if path != copy]
+    with (resumed / "metrics.csv").open() as file:
+        assert {row["epoch"] for row in csv.DictReader(file)} == {"1"}
+
+
+def test_resume_without_a_checkpoint(tmp_path: Path) -> None:
+    request = read_request("fit", ["--resume=auto", f"--run.root={tmp_path}"])
+    assert (request.checkpoint, request.run, request.warnings) == (None, None, [])
+    with pytest.raises(ConfigError, match=r"--resume: .* is no checkpoint file"):
+        read_request("fit", [f"--resume={tmp_path}"])
+    with pytest.raises(ConfigError, match="give one of them"):
+        read_request("fit", ["--resume=auto", f"--ckpt_path={tmp_path}"])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    arguments = ["--training.optimizer.lr=1e30", "--training.optimizer.warmup_steps=0", "--trainer.max_epochs=3"]
+    done = run_cli("fit", "--config=models/tiny", f"--run.root={tmp_path}", "--run.wandb=disabled", *QUICK, *arguments)
+    assert done.returncode == 1
+    assert "is not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = tmp_path.glob("kunlun/*")
+    assert json.loads((run / "nonfinite.jsonl").read_text())["rows"]
+    for path in run.glob("checkpoints/*.ckpt"):
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert all(t.isfinite().all() for t in state.values())
+
+
+def test_tables_too_large_for_memory_say_what_helps(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"out of memory: .* TiB more(.|\n)*model\.embedding\.width"):
+        cli.run(["fit", "--model.embedding.width=20000000000", f"--run.root={tmp_path}"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished: tuple[Path, str]) -> None:

@@ -17,14 +17,15 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "kunlun.features": set(),
     "kunlun.configuration": set(),
-    "kunlun.command_line": {"kunlun.configuration"},
+    "kunlun.checkpoints": {"kunlun.configuration"},
+    "kunlun.command_line": {"kunlun.configuration", "kunlun.checkpoints"},
     "kunlun.config_check": {"kunlun.configuration"},
     "data": {"kunlun.features", "kunlun.configuration", "kunlun.config_check"},
     "kunlun.layers": {"kernels", "kunlun.features"},
     "kunlun.models": {"kernels", "kunlun.features", "kunlun.layers"},
     "kunlun.training": {
         *("kernels", "kunlun.features", "kunlun.layers", "kunlun.models"),
-        *("kunlun.configuration", "kunlun.command_line", "kunlun.config_check"),
+        *("kunlun.configuration", "kunlun.command_line", "kunlun.config_check", "kunlun.checkpoints"),
     },
 }
 ALLOWED["kunlun.experiments"] = {*ALLOWED["kunlun.training"], "kunlun.training"}

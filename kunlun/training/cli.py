@@ -17,23 +17,31 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
+from kunlun.checkpoints import disk_error
 from kunlun.command_line import Request
 from kunlun.config_check import ConfigChecker, is_users_fault
 from kunlun.configuration import CONFIG_ROOT, ConfigError, shown
 from kunlun.features import FeatureSchema
-from kunlun.training import runs
+from kunlun.training import out_of_memory, runs
+from kunlun.training.checkpoint_io import SealedCheckpointIO
+from kunlun.training.checkpointing import BestCheckpoint, LastCheckpoints
 from kunlun.training.efficiency import EfficiencyMonitor
 from kunlun.training.module import CTRModule
+from kunlun.training.nonfinite import NonFiniteGuard
 from kunlun.training.oracle import known_answer
 from kunlun.training.prediction import InOrder, PredictionWriter
+from kunlun.training.preemption import Preemption
 from kunlun.training.progress import progress_bar
+from kunlun.training.random_state import RandomState
+from kunlun.training.resumed_options import Patience, ResumedOptions
 from kunlun.training.runs import RunOptions
 from kunlun.training.score_monitor import ScoreMonitor
 from kunlun.training.summary import FitSummary, next_commands
@@ -88,6 +96,8 @@ class KunlunCLI(LightningCLI):
         self.tree = request.tree
         self.checker = checker
         self._refusal: Exception | None = None
+        self.preemption = Preemption()
+        self.batch_sizes = out_of_memory.BatchSizes()
         # Reading them takes a while, and only help shows them.
         set_parsing_settings(docstring_parse_attribute_docstrings=request.asks_help)
         super().__init__(
@@ -119,11 +129,13 @@ class KunlunCLI(LightningCLI):
         parser.link_arguments("model", "training.model", apply_on="instantiate")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        text = (
-            "Checkpoint file or run directory to go on from."
-            if self.request.command == "fit"
-            else ("Checkpoint file or run directory; without --config, the configuration saved with it is used.")
-        )
+        text = "Checkpoint file or run directory; without --config, the configuration saved with it is used."
+        if self.request.command == "fit":
+            auto = (
+                "What to go on from: auto, the newest intact checkpoint of the runs of this name, if there is any; or a"
+            )
+            parser.add_argument("--resume", type=str | None, help=f"{auto} c{text[1:]}")
+            text = "The same as --resume."
         parser.add_argument("--ckpt_path", type=str | None, help=text)
         if self.request.command == "predict":
             parser.add_argument("--output", type=str | None, help="Parquet file; default: predictions-SPLIT.parquet.")
@@ -158,6 +170,8 @@ class KunlunCLI(LightningCLI):
             self.config_init = self.parser.instantiate(self.config, instantiators=[(self._construct, object, True)])
         except Exception as error:
             cause = self._refusal or error
+            if out_of_memory.is_out_of_memory(cause):
+                raise out_of_memory.explained(cause, None, None, "") from cause
             raise self._explained(cause) from cause
         self.datamodule = self.config_init["data"]
         self.model = self.config_init["training"]
@@ -191,6 +205,10 @@ class KunlunCLI(LightningCLI):
         if config["enable_checkpointing"] is False:
             callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
         config["callbacks"] = callbacks
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, SealedCheckpointIO()]
         if config["enable_model_summary"] is None:
             config["enable_model_summary"] = False
         try:
@@ -201,7 +219,7 @@ class KunlunCLI(LightningCLI):
 
     def fit(self) -> None:
         """Train in a run directory of its own, and say how it went."""
-        options, request = self.options, self.request
+        options = self.options
         summary = FitSummary(options.monitor, options.mode)
         dry = bool(self.config.trainer.fast_dev_run) or self.config.trainer.logger is False
         run = None if dry or not _is_first_process() else self._create_run()
@@ -217,14 +235,11 @@ class KunlunCLI(LightningCLI):
             raise
         failed = True
         try:
-            if run is not None:
-                config = self._resolved()
-                checkpoint = shown(request.checkpoint) if request.checkpoint else None
-                runs.save_run(run, config, [request.command, *request.argv], self._schema, checkpoint)
-                if mode != "disabled" and self.config.trainer.logger in (None, True):
-                    trainer.loggers = [*trainer.loggers, _wandb_logger(run, mode, options, runs.redact(config))]
-            self._introduce(run, mode)
-            self._call(trainer, "fit")
+            with self.preemption.handled():
+                if run is not None:
+                    self._record(run, mode, trainer)
+                self._introduce(run, mode)
+                self._call(trainer, "fit")
             if options.test:
                 self._test_best(trainer)
             if run is not None:
@@ -239,9 +254,19 @@ class KunlunCLI(LightningCLI):
 
     def _test_best(self, trainer: Trainer) -> None:
         """With the weights of the best checkpoint; with those at hand where none was written."""
-        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
         best = kept[0].best_model_path if kept else ""
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
+
+    def _record(self, run: Path, mode: str, trainer: Trainer) -> None:
+        """Save what the run is, and tell W&B."""
+        options, request = self.options, self.request
+        config = self._resolved()
+        checkpoint = shown(request.checkpoint) if request.checkpoint else None
+        group = runs.wandb_group(run, options, request.run)
+        runs.save_run(run, config, [request.command, *request.argv], self._schema, checkpoint, group)
+        if mode != "disabled" and self.config.trainer.logger in (None, True):
+            trainer.loggers = [*trainer.loggers, _wandb_logger(run, mode, options, group, runs.redact(config))]
 
     def _introduce(self, run: Path | None, mode: str) -> None:
         if not _is_first_process():
@@ -252,6 +277,15 @@ class KunlunCLI(LightningCLI):
         print(f"{self.options.name}: {parameters:,} parameters · {self._schema.name}{size}", flush=True)
         if run is not None:
             print(f"run: {shown(run)} · W&B {mode}", flush=True)
+        for warning in self.request.warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+        if self.request.checkpoint is not None:
+            print(f"going on from {shown(self.request.checkpoint)}", flush=True)
+            if self.request.run is not None:
+                for change in runs.changes(self.request.run, self._resolved()):
+                    print(f"  changed: {change}", flush=True)
+        elif self.request.asks_to_resume:
+            print("no checkpoint to go on from: starting afresh", flush=True)
 
     def _next_commands(self, run: Path, mode: str) -> list[str]:
         configs = self.request.configs
@@ -302,7 +336,16 @@ class KunlunCLI(LightningCLI):
         try:
             arguments = {"datamodule": self.datamodule, "ckpt_path": path, "weights_only": True, **arguments}
             return getattr(trainer, command)(self.model, **arguments)
-        except RuntimeError as error:
+        except MisconfigurationException as error:
+            raise ConfigError(str(error)) from error
+        except OSError as error:
+            told = disk_error(error)
+            if told is None:
+                raise
+            raise told from error
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory.is_out_of_memory(error):
+                raise out_of_memory.explained(error, self._schema, self.model, self.batch_sizes.text) from error
             if "loading state_dict" not in str(error):
                 raise
             first = "\n".join(str(error).splitlines()[1:4])
@@ -316,21 +359,25 @@ class KunlunCLI(LightningCLI):
             raise ConfigError(f"{where}: run.root: {error.filename}: cannot be made: {error.strerror}") from error
 
     def _callbacks(self, run: Path | None, summary: FitSummary) -> list[Callback]:
-        """Best and last checkpoint, the summary, early stopping where it is wanted."""
+        """The summary, early stopping where it is wanted, and what keeps a run safe."""
         options = self.options
         # Other processes than the first are told the folder by ModelCheckpoint itself.
         folder = run / runs.CHECKPOINTS if run is not None else None
         callbacks: list[Callback] = [
             summary,
-            ModelCheckpoint(folder, "best", monitor=options.monitor, mode=options.mode, enable_version_counter=False),
-            ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+            self.batch_sizes,
+            RandomState(),
+            ResumedOptions(),
+            NonFiniteGuard(run, options.nonfinite, options.nonfinite_limit),
+            BestCheckpoint(folder, options.monitor, options.mode),
+            LastCheckpoints(folder, options.checkpoint_every, options.keep_last, self.preemption),
             LearningRateMonitor(),
             ScoreMonitor(),
             EfficiencyMonitor(),
             *known_answer(self.datamodule),
         ]
         if options.patience is not None:
-            callbacks.append(EarlyStopping(options.monitor, mode=options.mode, patience=options.patience))
+            callbacks.append(Patience(options.monitor, options.mode, options.patience))
         return callbacks
 
     def _loggers(self, run: Path | None) -> dict[str, Any]:
@@ -344,10 +391,10 @@ class KunlunCLI(LightningCLI):
     def _resolved(self) -> dict[str, Any]:
         """The whole configuration as plain values, without what belongs to this command line alone."""
         config = yaml.safe_load(self.parser.dump(self.config))
-        return {key: value for key, value in config.items() if key not in ("ckpt_path", "output")}
+        return {key: value for key, value in config.items() if key not in ("ckpt_path", "resume", "output")}
 
 
-def _wandb_logger(run: Path, mode: str, options: RunOptions, config: dict[str, Any]) -> Logger:
+def _wandb_logger(run: Path, mode: str, options: RunOptions, group: str, config: dict[str, Any]) -> Logger:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
@@ -358,7 +405,7 @@ def _wandb_logger(run: Path, mode: str, options: RunOptions, config: dict[str, A
         dir=str(run),
         mode="offline" if mode == "offline" else "online",
         project=options.project,
-        group=options.group,
+        group=group,
         config=config,
         settings=wandb.Settings(silent=mode == "offline", quiet=True, console="off"),
     )

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+import yaml
+
 from kunlun.configuration import PROJECT_ROOT, dump_yaml
 
 if TYPE_CHECKING:
@@ -35,6 +37,22 @@ _SECRET_NAME = re.compile(r"(^|[^a-z])(api)?(key|token|secret|password|passwd|cr
 _URL_LOGIN = re.compile(r"(\w[\w+.-]*://)[^/\s@]+@")
 _URL_SECRET = re.compile(r"([?&][^=&\s]*(?:key|token|secret|password|signature)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 HIDDEN = "***"
+
+
+@dataclass(frozen=True)
+class CheckpointEvery:
+    """When a checkpoint is due, besides the end of every epoch: whichever comes first."""
+
+    steps: int | None = None
+    """After so many optimizer steps; null: however many."""
+    minutes: float | None = 10.0
+    """After so many minutes; null: however many."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1 (or null), not {self.steps}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes must be above 0 (or null), not {self.minutes}")
 
 
 @dataclass(frozen=True)
@@ -59,12 +77,24 @@ class RunOptions:
     """Stop after so many validations without a better one; null: never."""
     test: bool = False
     """After training, measure the best checkpoint on the test split, in the same run."""
+    checkpoint_every: CheckpointEvery = CheckpointEvery()
+    """When a checkpoint is written within an epoch; at its end there always is one."""
+    keep_last: int = 3
+    """How many of the newest checkpoints are kept, besides the best."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is nan or infinite does: stop the run, or skip the batch's update."""
+    nonfinite_limit: int = 10
+    """Batches that may be skipped before the run stops all the same."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.+-]+", self.name):
             raise ValueError(f"name must be letters, digits and any of . _ + -, not {self.name!r}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1 (or null), not {self.patience}")
+        if self.keep_last < 1:
+            raise ValueError(f"keep_last must be at least 1, not {self.keep_last}")
+        if self.nonfinite_limit < 0:
+            raise ValueError(f"nonfinite_limit must be at least 0, not {self.nonfinite_limit}")
 
 
 def create_run_directory(options: RunOptions) -> Path:
@@ -122,14 +152,17 @@ def save_run(
     argv: list[str],
     schema: FeatureSchema,
     resumed_from: str | None = None,
+    group: str | None = None,
 ) -> None:
-    """Write config.yaml, which starts the same run again, and run.json, which says what it ran on."""
+    """Write config.yaml, which starts the same run again, and run.json, which says what it ran on; ``group``: the W&B
+    group that all attempts of the run share."""
     (directory / CONFIG_FILE).write_text(dump_yaml(redact(config)), encoding="utf-8")
     record = {
         "command": ["cli.py", *redact_arguments(argv)],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seed": config.get("seed_everything"),
         "resumed_from": resumed_from,
+        "group": group,
         "host": platform.node(),
         "platform": platform.platform(),
         "versions": versions(),
@@ -142,6 +175,34 @@ def save_run(
         },
     }
     (directory / RUN_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def wandb_group(directory: Path, options: RunOptions, before: Path | None) -> str:
+    """The configured one, or that of the run that is resumed, or one of its own for this run and those after it."""
+    if options.group is not None:
+        return options.group
+    try:
+        record = json.loads((before / RUN_FILE).read_text(encoding="utf-8")) if before is not None else {}
+    except (OSError, ValueError):
+        record = {}
+    return record.get("group") or f"{options.name}-{directory.name}"
+
+
+def changes(before: Path, config: Mapping[str, Any]) -> list[str]:
+    """A line for each value of ``config`` that the run in ``before`` had otherwise; what was not there is null."""
+    try:
+        saved = yaml.safe_load((before / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return []
+    old, new = _flat(saved), _flat(redact(config))
+    keys = dict.fromkeys([*new, *old])
+    return [f"{k}: {json.dumps(old.get(k))} → {json.dumps(new.get(k))}" for k in keys if old.get(k) != new.get(k)]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        return {k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}
+    return {prefix: value}
 
 
 def versions() -> dict[str, str]:

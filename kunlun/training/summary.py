@@ -52,6 +52,12 @@ class FitSummary(Callback):
         self._mark: float | None = None
         self._seconds, self._samples, self._seen = 0.0, 0, 0
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch, "epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_epoch, self.epochs = (state_dict[name] for name in ("best", "best_epoch", "epochs"))
+
     @property
     def samples_per_second(self) -> float | None:
         return self._samples / self._seconds if self._seconds else None
