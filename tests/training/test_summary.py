@@ -17,7 +17,9 @@ def validated(scores: list[float], mode: str = "min") -> FitSummary:
     summary = FitSummary("valid/ne", mode)
     for epoch, score in enumerate(scores):
         metrics = {"valid/ne": torch.tensor(score), "valid/auc": torch.tensor(0.1 * epoch)}
-        trainer = SimpleNamespace(sanity_checking=False, callback_metrics=metrics, current_epoch=epoch)
+        trainer = SimpleNamespace(
+            sanity_checking=False, callback_metrics=metrics, current_epoch=epoch, global_step=10 * (epoch + 1)
+        )
         summary.on_validation_end(trainer, None)
         summary.on_train_epoch_end(trainer, None)
     return summary
@@ -38,6 +40,8 @@ def test_the_metrics_are_those_of_the_best_epoch(scores: list[float], mode: str,
     text = summary.text("name", None, [])
     assert f"NE {scores[epoch]:.4f} · AUC {0.1 * epoch:.4f}" in text
     assert f"epoch {epoch}, the best of {len(scores)}" in text
+    assert [point["step"] for point in summary.curve] == [10 * (e + 1) for e in range(len(scores))]
+    assert [point["valid/ne"] for point in summary.curve] == pytest.approx(scores, nan_ok=True)
 
 
 def test_the_sanity_check_does_not_count() -> None:
