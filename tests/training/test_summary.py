@@ -55,7 +55,7 @@ def test_speed_leaves_out_validation_and_the_first_batch(monkeypatch: pytest.Mon
     clock = iter([0.0, 100.0, 102.0, 500.0, 504.0])
     monkeypatch.setattr("kunlun.training.summary.time.monotonic", lambda: next(clock))
     summary = FitSummary("valid/ne", "min")  # 0 s
-    trainer = SimpleNamespace(world_size=2, sanity_checking=False, callback_metrics={}, current_epoch=0)
+    trainer = SimpleNamespace(world_size=2, sanity_checking=False, callback_metrics={}, current_epoch=0, global_step=3)
     batch = range(30)
     summary.on_train_epoch_start(trainer, None)
     summary.on_train_batch_end(trainer, None, None, batch, 0)  # 100 s, not counted
