@@ -167,3 +167,49 @@ def test_a_killed_matrix_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
     assert kunlun.efficiency["training"]["samples_per_second"] > 0
     assert "W&B: the table is in" in done.stdout
     assert json.loads((tmp_path / "m/results.json").read_text())["kind"] == "ablation"
+
+
+MACHINE = """
+import sys, time
+from contextlib import contextmanager
+from kunlun.experiments import ablate
+from tests.experiments.fits import Fits
+
+class Slow(Fits):
+    def run(self, command, log, environment):
+        time.sleep(0.2)
+        return super().run(command, log, environment)
+
+fits = Slow(lambda config, seed: 0.9)
+
+@contextmanager
+def stoppable():
+    yield fits
+
+ablate.stoppable, ablate.POLL_SECONDS = stoppable, 0.1
+print("begun", flush=True)
+sys.stdin.readline()
+code = ablate.main(sys.argv[1:])
+print("ran", len(fits.commands), code)
+"""
+
+
+@pytest.mark.slow
+def test_two_machines_share_the_cells_of_one_folder(tmp_path):
+    command = [sys.executable, "-c", MACHINE, *FEW, "--seeds", "4", "--rounds", "0", "--out", str(tmp_path / "m")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    machines = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for machine in machines:
+        assert machine.stdout.readline() == "begun\n"
+    ran = []
+    for machine in machines:
+        machine.stdin.write("\n")
+        machine.stdin.flush()
+    for machine in machines:
+        told = machine.communicate(timeout=200)[0].splitlines()[-1].split()
+        assert (told[0], told[2]) == ("ran", "0")
+        ran.append(int(told[1]))
+    assert sum(ran) == 12
+    assert min(ran) > 0
+    result = MatrixResult.load(tmp_path / "m/results.json")
+    assert {cell.status for variant in result.variants for cell in variant.cells} == {"done"}
