@@ -248,5 +248,27 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The table of the documentation: a line per part, its world turned up and at 0."""
+    lines = [
+        "| part | without it | oracle | full | behind at {up:g} | behind at 0 | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    up = max((row["strength"] for row in results), default=0.0)
+    for part in dict.fromkeys(row["part"] for row in results):
+        by_strength = {row["strength"]: row for row in results if row["part"] == part}
+        if {up, 0.0} <= by_strength.keys():
+            row, level = by_strength[up], by_strength[0.0]
+            lines.append(
+                f"| `{part}` | `{row['dropped']}` | {row['oracle_ne']:.3f} | {row['full_ne']:.3f} | {_signed(row)} | "
+                f"{_signed(level)} | {min(row['seeds'], level['seeds'])} |"
+            )
+    return "\n".join(lines).format(up=up) + "\n"
+
+
+def _signed(row: dict[str, Any]) -> str:
+    return f"{row['behind']:+.4f} ± {row['half_width_95']:.4f}".replace("-", "−")
+
+
 if __name__ == "__main__":
     main()

@@ -154,6 +154,10 @@ class ConfigTree:
         values, lines = load_yaml(path)
         self._merge(self.values, values, "", {key: f"{shown(path)}:{line}" for key, line in lines.items()})
 
+    def lay(self, values: Mapping[str, Any]) -> None:
+        """Lay plain values over what is there, as a file that holds them would."""
+        self._merge(self.values, values, "", {})
+
     def set(self, key: str, value: Any, origin: str = COMMAND_LINE) -> str:
         """Set one dotted key; ``init_args`` may be left out of it. Returns the full key."""
         node, parts, full = self.values, key.split("."), []

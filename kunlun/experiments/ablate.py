@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from kunlun.configuration import ConfigError, shown
-from kunlun.experiments.cells import Cell, Processes, finish, last_words, write_json
+from kunlun.configuration import ConfigError, RunError, shown
+from kunlun.experiments.cells import Cell, Processes, finish, last_words
 from kunlun.experiments.matrix import Matrix, Variant, read_matrix
 from kunlun.experiments.outputs import cells_of, collect, efficiency_path, write_outputs, write_variants
 from kunlun.experiments.results import CellResult
@@ -34,11 +34,11 @@ def main(argv: Sequence[str]) -> int:
     folder = matrix.options.folder
     prepare_folder(folder)
     check_data(matrix.reference)
-    configs = write_variants(matrix)
+    write_variants(matrix)
     with stoppable() as processes:
         train(matrix, processes)
         if matrix.options.rounds and not processes.stopped.is_set():
-            measure(matrix, configs, processes)
+            measure(matrix, processes)
     result = collect(matrix, ["ablate", *argv])
     write_outputs(matrix, result)
     if processes.stopped.is_set():
@@ -94,53 +94,93 @@ def run_cells(title: str, cells: list[Cell], jobs: int, gpus: list[int], process
             place = f"{settled}/{len(cells)}"
             print(f"{place:>9}  {cell.variant.name} seed {cell.seed}: {told}  ({result.seconds:.0f} s)", flush=True)
 
-    def work(job: int) -> None:
-        for cell in cells:
-            if processes.stopped.is_set():
-                return
-            result = finish(cell, since, environment(job, jobs, gpus), processes)
-            if result is not None:
-                say(cell, result)
+    errors: list[OSError] = []
 
+    def work(job: int) -> None:
+        try:
+            for cell in cells:
+                if processes.stopped.is_set():
+                    return
+                result = finish(cell, since, environment(job, jobs, gpus), processes)
+                if result is not None:
+                    say(cell, result)
+        except OSError as error:  # of the folder: no other cell could be written either
+            errors.append(error)
+            processes.stop()
+
+    told = 0
     while not processes.stopped.is_set():
         workers = [threading.Thread(target=work, args=(job,)) for job in range(jobs)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-        waiting = [cell for cell in cells if not cell.is_settled(since)]
+        waiting = sum(not cell.is_settled(since) for cell in cells)
         if not waiting or processes.stopped.is_set():
             break
-        print(f"waiting for {len(waiting)} cells that run elsewhere", flush=True)
+        if waiting != told:
+            print(f"waiting for {waiting} cells that run elsewhere", flush=True)
+            told = waiting
         processes.stopped.wait(POLL_SECONDS)
+    if errors:
+        raise RunError(
+            f"{errors[0].filename or 'the folder'}: {errors[0].strerror}; what is finished is kept"
+        ) from errors[0]
 
 
 def environment(job: int, jobs: int, gpus: list[int]) -> dict[str, str]:
-    """Of the process of one job: its GPU, and its share of the cores unless OMP_NUM_THREADS says otherwise."""
-    found = {"CUDA_VISIBLE_DEVICES": str(gpus[job])} if gpus else {}
+    """Of the process of one job: its GPU, and its share of the cores unless OMP_NUM_THREADS says otherwise.
+
+    ``gpus`` count among the visible ones, as a scheduler may have chosen them.
+    """
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    found = {}
+    if gpus:
+        number = gpus[job]
+        found["CUDA_VISIBLE_DEVICES"] = visible[number] if number < len(visible) else str(number)
     if "OMP_NUM_THREADS" not in os.environ:
         found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     return found
 
 
-def measure(matrix: Matrix, configs: dict[str, Path], processes: Processes) -> None:
+def measure(matrix: Matrix, processes: Processes) -> None:
     """The efficiency of every variant, in rounds: in each the reference and all others, so that a slow hour of the
     machine falls on all of them. One process at a time, whatever ``jobs`` says."""
     folder = matrix.options.folder / "efficiency"
     folder.mkdir(exist_ok=True)
-    with FileLock(folder / ".lock"):
-        for number in range(matrix.options.rounds):
-            for variant in matrix.variants:
-                path = efficiency_path(matrix, variant, number)
-                if path.is_file() or processes.stopped.is_set():
-                    continue
-                command = ["benchmark", "--config", str(configs[variant.name]), "--out", str(path), *variant.extra]
-                log = path.with_suffix(".log")
-                code = processes.run(command, log, environment(0, 1, matrix.options.gpus))
-                if code:
-                    write_json(path.with_suffix(".failed.json"), {"reason": last_words(log, code)})
-                    print(f"efficiency of {variant.name}: FAILED: {last_words(log, code)}", flush=True)
-            print(f"efficiency: round {number + 1} of {matrix.options.rounds}", flush=True)
+    lock, told = FileLock(folder / ".lock"), False
+    while not processes.stopped.is_set():
+        try:
+            with lock.acquire(blocking=False):
+                for number in range(matrix.options.rounds):
+                    _round(matrix, number, processes)
+                return
+        except Timeout:
+            if not told:
+                print("waiting for the efficiency that is measured elsewhere", flush=True)
+            told = True
+            processes.stopped.wait(POLL_SECONDS)
+
+
+def _round(matrix: Matrix, number: int, processes: Processes) -> None:
+    paths = {variant.name: efficiency_path(matrix, variant, number) for variant in matrix.variants}
+    if all(path.is_file() for path in paths.values()):
+        return
+    for variant in matrix.variants:
+        # Where anything is missing all of the round is measured: a ratio is of one machine at one time.
+        if processes.stopped.is_set():
+            return
+        path = paths[variant.name]
+        config, log, partial = (path.with_suffix(suffix) for suffix in (".yaml", ".log", ".partial"))
+        config.write_text(variant.text(), encoding="utf-8")
+        command = ["benchmark", "--config", str(config), "--out", str(partial), *variant.extra]
+        code = processes.run(command, log, environment(0, 1, matrix.options.gpus))
+        if code == 0:
+            partial.replace(path)
+        elif code is not None:
+            path.unlink(missing_ok=True)
+            print(f"efficiency of {variant.name}: FAILED: {last_words(log, code)}", flush=True)
+    print(f"efficiency: round {number + 1} of {matrix.options.rounds}", flush=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ goes with the process that holds it, so a killed matrix leaves nothing that woul
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,9 +21,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kunlun.configuration import PROJECT_ROOT, dump_yaml
+from kunlun.configuration import PROJECT_ROOT
 from kunlun.experiments.matrix import Variant
-from kunlun.experiments.results import CellResult, CurvePoint
+from kunlun.experiments.results import CellResult, CurvePoint, read_cell
 
 RESULT, LOG, CONFIG = "result.json", "log.txt", "config.yaml"
 
@@ -49,9 +50,9 @@ class Cell:
         """What is known of it: ``missing`` until it has run."""
         try:
             raw = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return read_cell(raw)
+        except (FileNotFoundError, ValueError, TypeError, KeyError):  # not there, or damaged: to be run again
             return CellResult(self.seed, "missing")
-        return CellResult(**{**raw, "curve": [CurvePoint(**point) for point in raw["curve"]]})
 
     def finished(self) -> float:
         """When its result was written, in unix seconds; 0 if it was not."""
@@ -86,7 +87,7 @@ def finish(cell: Cell, since: float, environment: Mapping[str, str], processes: 
 def _train(cell: Cell, environment: Mapping[str, str], processes: Processes) -> CellResult | None:
     begun = time.monotonic()
     config = cell.path / CONFIG
-    config.write_text(dump_yaml(cell.variant.values), encoding="utf-8")
+    config.write_text(cell.variant.text(), encoding="utf-8")
     options = {
         "seed_everything": cell.seed,
         "run.name": cell.variant.name,
@@ -121,8 +122,8 @@ def read_run(run: Path, split: str) -> dict[str, Any]:
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     values = summary["best"] if split == "valid" else summary["test"]
     metrics = {name.removeprefix(f"{split}/"): value for name, value in values.items() if name.startswith(f"{split}/")}
-    if "ne" not in metrics:
-        raise ValueError(f"no {split}/ne in {run / 'summary.json'}")
+    if not math.isfinite(metrics.get("ne", math.nan)):
+        raise ValueError(f"{split}/ne in {run / 'summary.json'} is {metrics.get('ne', 'missing')}")
     curve = [CurvePoint(point["samples"], point["valid/ne"]) for point in summary["curve"] if "valid/ne" in point]
     return {
         "metrics": metrics,
@@ -149,7 +150,8 @@ class Processes:
     def __init__(self) -> None:
         self.stopped = threading.Event()
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._guard = threading.Lock()
+        # Signals are handled in the main thread, which may hold it already.
+        self._guard = threading.RLock()
 
     def run(self, command: list[str], log: Path, environment: Mapping[str, str]) -> int | None:
         """Run ``cli.py command`` with its output in ``log``; its exit code, or None if it was stopped."""
@@ -165,6 +167,8 @@ class Processes:
                     env={**os.environ, **environment},
                 )
                 self._running.add(process)
+                if self.stopped.is_set():
+                    process.terminate()
             code = process.wait()
         self._running.discard(process)
         return None if self.stopped.is_set() else code

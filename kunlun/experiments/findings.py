@@ -126,6 +126,7 @@ def _data(data: dict[str, object]) -> str:
     """``taobao (20,000 training rows, 4.9 % clicks)``."""
     rows, rate = data.get("rows"), data.get("train_rate")
     facts = [f"{rows['train']:,} training rows"] if isinstance(rows, dict) and "train" in rows else []
+    rate = next(iter(rate.values()), None) if isinstance(rate, dict) else rate  # of the first task
     facts += [f"{n.percent(100 * rate, 1, sign=False)} positive"] if isinstance(rate, float) else []
     name = str(data.get("name", "unnamed data"))
     return f"{name} ({', '.join(facts)})" if facts else name
@@ -179,10 +180,12 @@ def _of_scaling(result: ScalingResult) -> Findings:
         sentence, is_clear = _ratio(model, result.reference, ratio)
         (clear if is_clear else unclear).append(sentence)
     paper = f"The paper has Kunlun at {n.fixed(SCALING_RATIO, 0)}× InterFormer's scaling efficiency."
-    groups = [Group("better", "Also told apart", clear[1:]), Group("unclear", "Cannot be told apart", unclear)]
+    groups = [Group("cost", "Also told apart", clear[1:]), Group("unclear", "Cannot be told apart", unclear)]
     short = [Item(ladder.model, "has too few sizes that finished") for ladder in result.ladders if ladder.log is None]
     groups.append(Group("missing", "No fit", short))
     told = str(clear[0]) if clear else "No model's scaling can be told apart from the reference's."
+    if not result.ratios:
+        told = f"There is no ratio: {result.reference} has no fit, or does not clearly improve with compute."
     return Findings(
         title=f"{result.name}: scaling law",
         question=question,

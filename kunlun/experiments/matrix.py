@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,9 @@ from kunlun.command_line import SECTIONS, Override, Request, check_sections, req
 from kunlun.config_check import ConfigChecker
 from kunlun.configuration import ConfigError, ConfigTree, Text, closest, find_config, load_configs, parse_value
 
+# Options of a run that the matrix gives itself, and those that change no result.
+OWN_RUN_OPTIONS = ("name", "root", "group", "test")
+HARMLESS = ("project", "wandb", "checkpoint_every", "keep_last")
 FAMILIES = ("no", "drop")
 BASELINES = ("interformer", "wukong", "hstu", "din", "dien", "dcnv2", "dlrm", "logistic_regression")
 
@@ -87,9 +91,15 @@ class Variant:
         """Arguments that no configuration file can hold, as ``--trainer.callbacks+=…``."""
         return [token for override in self.request.overrides for token in override.tokens]
 
+    def text(self) -> str:
+        """The whole configuration, for ``fit --config``."""
+        return self.request.tree.dump()
+
     def key(self, *more: Any) -> str:
         """A short hash of all that can change a result; what a run is called and where it goes cannot."""
         values = {name: value for name, value in self.values.items() if name not in ("run", "seed_everything")}
+        run = self.values.get("run") or {}
+        values["run"] = {name: value for name, value in run.items() if name not in (*OWN_RUN_OPTIONS, *HARMLESS)}
         told = json.dumps([values, self.extra, data_version(values), *more], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()[:10]
 
@@ -100,8 +110,6 @@ class Matrix:
 
     options: MatrixOptions
     variants: list[Variant]
-    configs: list[str]
-    overrides: list[Override]
 
     @property
     def reference(self) -> Variant:
@@ -116,10 +124,14 @@ def read_matrix(argv: Sequence[str]) -> Matrix:
     own = {f.name for f in fields(MatrixOptions)}
     configs, overrides = split_arguments(argv)
     tree = load_configs(configs)
+    check_sections(tree, [], (*SECTIONS, "matrix"))
     check_sections(tree, overrides, (*SECTIONS, "matrix", *sorted(own)))
+    if "matrix" not in tree.values:
+        raise ConfigError("ablate needs a matrix: python cli.py ablate --config ablations/matrix.yaml")
     overrides = [sectioned(o, own, "matrix") for o in overrides]
     mine = [o for o in overrides if o.key.startswith("matrix.")]
     rest = [o for o in overrides if not o.key.startswith("matrix.")]
+    check_overrides(rest, "matrix")
     for override in mine:
         read = parse_value(override.value or "")
         tree.set(override.key, read if isinstance(read, (dict, list)) else Text(override.value or ""))
@@ -132,7 +144,21 @@ def read_matrix(argv: Sequence[str]) -> Matrix:
             f"{closest(options.reference, options.variants)}; every other variant is compared with it"
         )
     variants = [read_variant(name, configs, rest, tree.where("matrix.variants")) for name in names]
-    return Matrix(options, variants, configs, rest)
+    for name, times in Counter(variant.name for variant in variants).items():
+        if times > 1:
+            raise ConfigError(f"{tree.where('matrix.variants')}: matrix.variants: {times} files are called {name!r}")
+    return Matrix(options, variants)
+
+
+def check_overrides(overrides: list[Override], experiment: str) -> None:
+    """Refuse options that every cell has of its own."""
+    own = {f"run.{name}" for name in OWN_RUN_OPTIONS} | {"seed_everything"}
+    for override in overrides:
+        if override.key in own:
+            raise ConfigError(
+                f"command line: --{override.key}: the {experiment} gives every cell its own; "
+                "--name, --out, --seeds and --split are for all of them"
+            )
 
 
 def section_options(tree: ConfigTree, section: str, cls: type[Any]) -> Any:
@@ -177,6 +203,16 @@ def read_variant(
     checker = precheck(request)
     check_lightning(checker, tree.values)
     tree.values = checker.settle(tree.values)
+    trainer = tree.values.get("trainer") or {}
+    if trainer.get("fast_dev_run") or trainer.get("logger") is False:
+        raise ConfigError("trainer.fast_dev_run and trainer.logger=false leave no run to read a result from")
+    whole = load_configs([])
+    whole.lay(tree.values)
+    if whole.values != tree.values:
+        raise ConfigError(
+            f"{where}: {section}: {config}: a class is changed and then changed back, which one file over "
+            "configs/base.yaml cannot say; leave the first change out"
+        )
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     summary = first.lstrip("# ").strip() if first.startswith("#") else ""
     return Variant(name or path.stem, summary, path, request)

@@ -159,7 +159,11 @@ def _published(variants: Sequence[VariantResult]) -> Grid:
         for figure in published.figures if published else ():
             paper = "neutral" if figure.percent == 0 else n.percent(figure.percent, 2 if figure.quantity == "NE" else 1)
             removed = replace(figure, direction="removed")
-            cells = (figure.title, paper, *(n.change(ours(f, variant), 1) for f in (figure, removed)))
+            cells = (
+                figure.title,
+                paper,
+                *(n.change(ours(f, variant), 2 if f.quantity == "NE" else 1) for f in (figure, removed)),
+            )
             rows.append(Row(cells, heading))
     note = (
         "The paper mixes “when added” with “when removed”; ours are shown both ways. Another model size, another data "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -70,13 +71,26 @@ def collect(matrix: Matrix, command: Sequence[str]) -> MatrixResult:
         oracle=oracle_of(cells[reference.name]),
         device=efficiency.get("device"),
         versions=runs.versions(),
-        notes=notes(cells),
+        notes=notes(cells) + _unmeasured(matrix, rounds),
     )
+
+
+def _unmeasured(matrix: Matrix, rounds: Mapping[str, Mapping[int, Any]]) -> list[str]:
+    if not matrix.options.rounds:
+        return []
+    names = [name for name, own in rounds.items() if len(own) < matrix.options.rounds]
+    told = (
+        [f"The efficiency of {', '.join(names)} is missing in a round or more; see efficiency/*.log."] if names else []
+    )
+    devices = {str(own["device"]) for found in rounds.values() for own in found.values() if "device" in own}
+    if len(devices) > 1:
+        told.append(f"Rounds of the efficiency ran on several devices: {', '.join(sorted(devices))}.")
+    return told
 
 
 def _rounds(matrix: Matrix, variant: Variant) -> dict[int, dict[str, Any]]:
     paths = {number: efficiency_path(matrix, variant, number) for number in range(matrix.options.rounds)}
-    return {number: json.loads(path.read_text()) for number, path in paths.items() if path.is_file()}
+    return {number: json.loads(path.read_text(encoding="utf-8")) for number, path in paths.items() if path.is_file()}
 
 
 # What a ratio is of, and where a benchmark has it.
@@ -138,7 +152,7 @@ def write_variants(matrix: Matrix) -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
     paths = {variant.name: folder / f"{variant.name}.yaml" for variant in matrix.variants}
     for variant in matrix.variants:
-        paths[variant.name].write_text(variant.request.tree.dump(), encoding="utf-8")
+        _write(paths[variant.name], variant.text())
     return paths
 
 
@@ -149,9 +163,9 @@ def write_outputs(matrix: Matrix, result: MatrixResult) -> None:
     from kunlun.experiments.table import markdown, terminal
 
     folder = matrix.options.folder
-    (folder / "results.json").write_text(result.to_json(), encoding="utf-8")
-    (folder / "table.md").write_text(markdown(result), encoding="utf-8")
-    (folder / "sweep.yaml").write_text(sweep(matrix, write_variants(matrix)), encoding="utf-8")
+    _write(folder / "results.json", result.to_json())
+    _write(folder / "table.md", markdown(result))
+    _write(folder / "sweep.yaml", sweep(matrix, write_variants(matrix)))
     write_report([result], folder / "report.html")
     print(f"\n{terminal(result)}\n")
     for name in ("results.json", "table.md", "report.html", "sweep.yaml"):
@@ -160,3 +174,10 @@ def write_outputs(matrix: Matrix, result: MatrixResult) -> None:
     told = log_matrix(result, options, folder)
     if told:
         print(told, flush=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: several machines may write it at the same time."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

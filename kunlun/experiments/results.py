@@ -15,7 +15,6 @@ from typing import Any, Literal
 from kunlun.experiments.statistics import Estimate, Fit, interval, paired
 
 FORMAT = 1
-METRICS = ("ne", "auc", "gauc", "log_loss", "calibration", "oracle_share")
 Family = Literal["full", "no", "drop", "baseline", "other"]
 Status = Literal["done", "failed", "missing"]
 
@@ -64,7 +63,7 @@ class VariantResult:
     delta_percent: dict[str, Estimate] = field(default_factory=dict)
     """The same in percent of full's mean (NE and log loss)."""
     efficiency: dict[str, Any] | None = None
-    """As ``python cli.py benchmark`` writes it; medians over rounds."""
+    """As ``python cli.py benchmark`` writes it; of the round in the middle by training speed."""
     ratio: dict[str, float] = field(default_factory=dict)
     """flops, training_qps, inference_qps, latency_p50, parameters_dense, peak_memory: variant / full, measured in the
     same round."""
@@ -88,11 +87,11 @@ class MatrixResult:
     """name, rows by split, train_rate."""
     variants: list[VariantResult]
     oracle: dict[str, float] | None = None
-    """ne, ne_error, auc, auc_error of a synthetic world."""
+    """ne: of the true probabilities on the labels of the split, in a synthetic world."""
     device: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What a reader must know: cells of several commits, rounds that disagree …"""
+    """What a reader must know: cells of several commits, what failed …"""
 
     def variant(self, name: str) -> VariantResult:
         return next(v for v in self.variants if v.name == name)
@@ -113,7 +112,7 @@ class MatrixResult:
 def _variant(raw: dict[str, Any]) -> VariantResult:
     for key in ("metrics", "delta", "delta_percent"):
         raw[key] = {name: Estimate(**estimate) for name, estimate in raw[key].items()}
-    raw["cells"] = [_cell(cell) for cell in raw["cells"]]
+    raw["cells"] = [read_cell(cell) for cell in raw["cells"]]
     return VariantResult(**raw)
 
 
@@ -221,9 +220,10 @@ def _ladder(raw: dict[str, Any]) -> Ladder:
         if raw[law] is not None:
             coefficients = {name: Estimate(**e) for name, e in raw[law].pop("coefficients").items()}
             raw[law] = Fit(coefficients=coefficients, **raw[law])
-    raw["points"] = [ScalingPoint(**{**p, "cells": [_cell(cell) for cell in p["cells"]]}) for p in raw["points"]]
+    raw["points"] = [ScalingPoint(**{**p, "cells": [read_cell(cell) for cell in p["cells"]]}) for p in raw["points"]]
     return Ladder(**raw)
 
 
-def _cell(raw: dict[str, Any]) -> CellResult:
+def read_cell(raw: dict[str, Any]) -> CellResult:
+    """A cell from its JSON."""
     return CellResult(**{**raw, "curve": [CurvePoint(**point) for point in raw["curve"]]})

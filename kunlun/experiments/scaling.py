@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 
 from kunlun.command_line import SECTIONS, Override, check_sections, split_arguments
-from kunlun.configuration import ConfigTree, Text, load_configs, parse_value, shown
+from kunlun.configuration import ConfigError, ConfigTree, Text, load_configs, parse_value, shown
 from kunlun.experiments.ablate import check_data, prepare_folder, run_cells, stoppable
 from kunlun.experiments.benchmark import device_name
 from kunlun.experiments.cells import Cell, Processes
-from kunlun.experiments.matrix import Variant, read_variant, section_options, sectioned
+from kunlun.experiments.matrix import Variant, check_overrides, read_variant, section_options, sectioned
 from kunlun.experiments.outputs import data_of, notes, oracle_of
 from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult
 from kunlun.experiments.statistics import Estimate, Fit, fit_log, fit_power, ratio
@@ -115,13 +115,22 @@ def read_plan(argv: Sequence[str]) -> Plan:
     own = sorted(f.name for f in fields(ScalingOptions))
     configs, overrides = split_arguments(argv)
     tree = load_configs(configs)
+    check_sections(tree, [], (*SECTIONS, "scaling"))
     check_sections(tree, overrides, (*SECTIONS, "scaling", *own))
+    if "scaling" not in tree.values:
+        raise ConfigError("scaling needs its ladders: python cli.py scaling --config scaling/kunlun.yaml")
     overrides = [sectioned(o, own, "scaling") for o in overrides]
     for override in (o for o in overrides if o.key.startswith("scaling.")):
         read = parse_value(override.value or "")
         tree.set(override.key, read if isinstance(read, (dict, list)) else Text(override.value or ""))
     options = section_options(tree, "scaling", ScalingOptions)
     rest = [o for o in overrides if not o.key.startswith("scaling.")]
+    check_overrides(rest, "experiment")
+    for override in rest:
+        if override.key.startswith("model.") or override.key == "training.optimizer.lr":
+            raise ConfigError(
+                f"command line: --{override.key}: the ladders and their search choose it; see --scaling.lrs"
+            )
     candidates = [
         _candidate(model, size, shape, lr, ladder.config, configs, rest, tree)
         for model, ladder in options.models.items()
@@ -153,6 +162,7 @@ def main(argv: Sequence[str]) -> int:
     folder = plan.options.folder
     prepare_folder(folder)
     check_data(plan.candidates[0].variant)
+    reported: list[Cell] = []
     with stoppable() as processes:
         searched = [cell for model, size in plan.sizes() for cell in search_cells(plan, model, size)]
         _run(plan, f"{plan.options.name}, search", searched, processes)
@@ -163,7 +173,7 @@ def main(argv: Sequence[str]) -> int:
     if processes.stopped.is_set():
         print(f"stopped; the same command goes on from here ({shown(folder)})", flush=True)
         return 130
-    return int(any(c.status != "done" for ladder in result.ladders for p in ladder.points for c in p.cells))
+    return int(any(cell.read().status != "done" for cell in (*searched, *reported)))
 
 
 def _run(plan: Plan, title: str, cells: list[Cell], processes: Processes) -> None:
@@ -204,8 +214,18 @@ def collect(plan: Plan, command: Sequence[str]) -> ScalingResult:
     some = [cell for model, size in plan.sizes() for cell in reported_cells(plan, model, size)]
     told = notes(cells)
     for model, size in plan.sizes():
-        if best(plan, model, size) is None:
-            told.append(f"Size {size + 1} of {model} has no result: its search failed or has not run.")
+        trials = [cell.read() for cell in search_cells(plan, model, size)]
+        lost = [cell.reason or "not run" for cell in trials if cell.status != "done"]
+        if lost:
+            told.append(
+                f"Size {size + 1} of {model} lost {len(lost)} of {len(trials)} trials of its search: {lost[0]}."
+            )
+        elif not any(
+            p.size == str(size + 1) for ladder in ladders.values() if ladder.model == model for p in ladder.points
+        ):
+            told.append(
+                f"Size {size + 1} of {model} has no point: no seed finished, or the model has no flops(lengths)."
+            )
     return ScalingResult(
         name=o.name,
         split=o.split,
@@ -214,7 +234,12 @@ def collect(plan: Plan, command: Sequence[str]) -> ScalingResult:
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         data=next((found for cell in some if (found := data_of(cell))), {}),
         ladders=list(fitted.values()),
-        ratios={model: ratio(eta, reference) for model, eta in etas.items() if reference and model != o.reference},
+        # A slope that is not clearly above 0 is nothing to be a multiple of.
+        ratios={
+            model: ratio(eta, reference)
+            for model, eta in etas.items()
+            if reference is not None and reference.low is not None and reference.low > 0 and model != o.reference
+        },
         base=base,
         oracle=oracle_of([cell for own in cells.values() for cell in own]),
         device=device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
@@ -240,8 +265,8 @@ def _fitted(ladder: Ladder, base: float) -> Ladder:
     pairs = [(p.flops, c.metrics["ne"]) for p in ladder.points for c in p.cells if c.status == "done"]
     flops, ne = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     sizes = len(set(flops))
-    log: Fit | None = fit_log(flops, ne, base) if sizes >= 2 and len(pairs) > 2 else None
-    power: Fit | None = fit_power(flops, ne, base) if sizes >= 3 and len(pairs) > 3 else None
+    log: Fit | None = fit_log(flops, ne, base) if sizes >= 2 else None
+    power: Fit | None = fit_power(flops, ne, base) if sizes >= 4 else None
     return Ladder(ladder.model, ladder.summary, ladder.points, log, power)
 
 

@@ -80,15 +80,36 @@ CURVE_POINTS = 50
 def fit_log(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
     """``NE = NE₀ − η·log(C/C₀)``, natural logarithm, C₀ = ``base``; P points, seeds beside one another (Kunlun).
 
-    Intervals by resampling residuals with their sizes kept (`_resampled`).
+    Least squares on the mean of each size, with Student's intervals of as many degrees of freedom as sizes leave:
+    seeds of one size share its distance from the law, so they are not independent points. Two sizes have no interval.
     """
-
-    def solve(c: Array, y: Array) -> Array:
-        x = np.log(c / base)
-        slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
-        return np.array([y.mean() - slope * x.mean(), -slope])
-
-    return _fit(flops, ne, ("ne0", "eta"), solve, lambda p, c: p[0] - p[1] * np.log(c / base))
+    c, y = _points(flops, ne, ("ne0", "eta"))
+    sizes, owner = np.unique(c, return_inverse=True)
+    x, mean = np.log(sizes / base), np.bincount(owner, y) / np.bincount(owner)
+    spread = float(((x - x.mean()) ** 2).sum())
+    eta = -float(((x - x.mean()) * (mean - mean.mean())).sum() / spread)
+    ne0 = float(mean.mean() + eta * x.mean())
+    shown = np.geomspace(sizes[0], sizes[-1], CURVE_POINTS)
+    middle = ne0 - eta * np.log(shown / base)
+    free = sizes.size - 2
+    half = np.zeros_like(shown)
+    estimates: dict[str, tuple[float, float | None]] = {"ne0": (ne0, None), "eta": (eta, None)}
+    if free:
+        error = float(np.sqrt(((mean - ne0 + eta * x) ** 2).sum() / free))
+        wide = float(stats.t.ppf((1 + LEVEL) / 2, free)) * error
+        half = wide * np.sqrt(1 / sizes.size + (np.log(shown / base) - x.mean()) ** 2 / spread)
+        estimates = {
+            "ne0": (ne0, wide * float(np.sqrt(1 / sizes.size + x.mean() ** 2 / spread))),
+            "eta": (eta, wide / float(np.sqrt(spread))),
+        }
+    coefficients = {
+        name: Estimate(value, None if w is None else value - w, None if w is None else value + w, int(sizes.size))
+        for name, (value, w) in estimates.items()
+    }
+    residual = float(np.sqrt(((y - ne0 + eta * np.log(c / base)) ** 2).sum() / max(1, c.size - 2)))
+    return Fit(
+        coefficients, shown.tolist(), middle.tolist(), (middle - half).tolist(), (middle + half).tolist(), residual
+    )
 
 
 def fit_power(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
@@ -120,16 +141,12 @@ def _fit(
     solve: Callable[[Array, Array], Array],
     curve: Callable[[Array, Array], Array],
 ) -> Fit:
-    c, y = np.asarray(flops, dtype=np.float64), np.asarray(ne, dtype=np.float64)
+    c, y = _points(flops, ne, names)
     sizes = np.unique(c)
-    if sizes.size < len(names) or not (np.isfinite(y).all() and (c > 0).all()):
-        raise ValueError(
-            f"a fit of {', '.join(names)} needs finite NE at {len(names)} sizes or more, got {sizes.size} sizes"
-        )
     parameters = solve(c, y)
     residuals = y - curve(parameters, c)
     free = max(1, c.size - len(names))
-    draws = _resampled(c, curve(parameters, c), residuals * np.sqrt(c.size / free), solve)
+    draws = _resampled(c, curve(parameters, c), residuals, solve, len(names))
     shown = np.geomspace(sizes[0], sizes[-1], CURVE_POINTS)
     low, high = np.quantile([curve(p, shown) for p in draws], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     edges = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
@@ -141,10 +158,33 @@ def _fit(
     return Fit(coefficients, shown.tolist(), curve(parameters, shown).tolist(), low.tolist(), high.tolist(), spread)
 
 
-def _resampled(c: Array, fitted: Array, residuals: Array, solve: Callable[[Array, Array], Array]) -> Array:
-    """(REPEATS, coefficients): fits of the fitted values plus residuals drawn anew (a residual bootstrap)."""
+def _points(flops: Sequence[float], ne: Sequence[float], names: tuple[str, ...]) -> tuple[Array, Array]:
+    c, y = np.asarray(flops, dtype=np.float64), np.asarray(ne, dtype=np.float64)
+    sizes = np.unique(c).size
+    if sizes < len(names) or not (np.isfinite(y).all() and (c > 0).all()):
+        raise ValueError(
+            f"a fit of {', '.join(names)} needs finite NE at {len(names)} sizes or more, got {sizes} sizes"
+        )
+    return c, y
+
+
+def _resampled(
+    c: Array, fitted: Array, residuals: Array, solve: Callable[[Array, Array], Array], coefficients: int
+) -> Array:
+    """(REPEATS, coefficients): fits of the fitted values plus residuals drawn anew: of a size, as a whole, and of the
+    seeds within sizes (a bootstrap of both levels; the size's own distance from the law is shared by its seeds)."""
     generator = np.random.default_rng(0)
-    return np.stack([solve(c, fitted + generator.choice(residuals, c.size)) for _ in range(REPEATS)])
+    sizes, owner = np.unique(c, return_inverse=True)
+    counts = np.bincount(owner)
+    between = np.bincount(owner, residuals) / counts
+    within = (residuals - between[owner]) * np.sqrt(counts[owner] / np.maximum(counts[owner] - 1, 1))
+    between = between * np.sqrt(sizes.size / max(1, sizes.size - coefficients))
+    return np.stack(
+        [
+            solve(c, fitted + generator.choice(between, sizes.size)[owner] + generator.choice(within, c.size))
+            for _ in range(REPEATS)
+        ]
+    )
 
 
 def ratio(value: Estimate, reference: Estimate) -> Estimate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def sweep(matrix: Matrix, configs: dict[str, Path]) -> str:
         "method": "grid",
         "name": o.name,
         "metric": {"name": f"{o.split}/ne", "goal": "minimize"},
-        "command": ["${env}", "${interpreter}", "${program}", "fit", "${args}", *map(shlex.quote, last)],
+        "command": ["${env}", "${interpreter}", "${program}", "fit", "${args}", *last],
         "parameters": {
             "config": {"values": [str(configs[variant.name]) for variant in matrix.variants]},
             "seed_everything": {"values": o.seed_list},

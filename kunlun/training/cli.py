@@ -240,11 +240,10 @@ class KunlunCLI(LightningCLI):
                     self._record(run, mode, trainer)
                 self._introduce(run, mode)
                 self._call(trainer, "fit")
+            self._write_summary(run, summary)
             if options.test:
                 self._test_best(trainer)
-            if run is not None:
-                text = json.dumps(summary.record(self.model.model, self._schema), indent=2)
-                (run / runs.SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+                self._write_summary(run, summary)
             failed = False
         finally:
             _finish_wandb(failed)
@@ -256,7 +255,12 @@ class KunlunCLI(LightningCLI):
         """With the weights of the best checkpoint; with those at hand where none was written."""
         kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
         best = kept[0].best_model_path if kept else ""
-        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
+        self._call(trainer, "test", ckpt_path=best or None, verbose=False)
+
+    def _write_summary(self, run: Path | None, summary: FitSummary) -> None:
+        if run is not None:
+            text = json.dumps(summary.record(self.model.model, self._schema), indent=2)
+            (run / runs.SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
 
     def _record(self, run: Path, mode: str, trainer: Trainer) -> None:
         """Save what the run is, and tell W&B."""

@@ -29,6 +29,9 @@ _METRICS = (
 )
 
 
+_KEPT = ("best", "best_epoch", "epochs", "curve", "samples")  # over a resumption
+
+
 class FitSummary(Callback):
     """Collects what the summary needs.
 
@@ -50,13 +53,14 @@ class FitSummary(Callback):
         self.epochs = 0
         self._started = time.monotonic()
         self._mark: float | None = None
-        self._seconds, self._samples, self._seen = 0.0, 0, 0
+        self._seconds, self._samples, self.samples = 0.0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch, "epochs": self.epochs}
+        return {name: getattr(self, name) for name in _KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_epoch, self.epochs = (state_dict[name] for name in ("best", "best_epoch", "epochs"))
+        for name in _KEPT:
+            setattr(self, name, state_dict[name])
 
     @property
     def samples_per_second(self) -> float | None:
@@ -72,7 +76,7 @@ class FitSummary(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        self._seen += len(batch) * trainer.world_size
+        self.samples += len(batch) * trainer.world_size
         if self._mark is not None:
             self._seconds += now - self._mark
             self._samples += len(batch) * trainer.world_size
@@ -84,7 +88,7 @@ class FitSummary(Callback):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         valid = {name: value for name, value in metrics.items() if name.startswith("valid/")}
-        self.curve.append({"step": trainer.global_step, "samples": self._seen, **valid})
+        self.curve.append({"step": trainer.global_step, "samples": self.samples, **valid})
         score = metrics.get(self.monitor)
         if score is None:
             return

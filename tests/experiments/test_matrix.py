@@ -48,7 +48,8 @@ def test_the_key_of_a_cell_changes_with_all_that_can_change_its_result_and_nothi
 
     first = keys()
     assert len(set(first)) == 3
-    assert keys("--run.root", "elsewhere", "--jobs", "3", "--seeds", "9") == first
+    assert keys("--run.project", "elsewhere", "--jobs", "3", "--seeds", "9") == first
+    assert not set(keys("--run.monitor", "valid/auc", "--run.mode", "max")) & set(first)
     assert not set(keys("--training.optimizer.lr", "0.02")) & set(first)
     own = tmp_path / "no_gdpa.yaml"
     own.write_text("run: {name: mine}\nmodel: {init_args: {components: {gdpa: false}, layers: 1}}\n")
@@ -79,6 +80,12 @@ def test_other_data_under_the_same_path_are_other_cells(tmp_path):
         (["--split", "train"], "matrix.split"),
         (["--sedes", "3"], "did you mean"),
         (["--training.optimizer.lrr", "3"], "lrr"),
+        (["--run.root", "there"], "--run.root: the matrix gives every cell its own"),
+        (["--trainer.fast_dev_run", "true"], "fast_dev_run"),
+        (
+            ["--variants", "[kunlun, din, ablations/din.yaml]"],
+            "2 files are called 'din'",
+        ),
         (["--model.widht", "3", "--variants", "[kunlun]"], "widht"),
     ],
 )
@@ -91,3 +98,15 @@ def test_a_matrix_file_is_a_configuration_with_one_more_section():
     values = yaml.safe_load((ROOT / "configs/ablations/matrix.yaml").read_text())
     assert MatrixOptions(**values["matrix"]).folder == Path("runs/matrix")
     assert set(values) <= {"matrix", "data", "trainer"}
+
+
+def test_without_a_matrix_it_says_what_is_missing():
+    with pytest.raises(ConfigError, match=r"--config ablations/matrix\.yaml"):
+        read_matrix(["--config", "models/tiny.yaml"])
+
+
+def test_a_class_that_is_changed_and_changed_back_is_refused(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: {class_path: kunlun.models.Kunlun, init_args: {width: 16}}\n")
+    with pytest.raises(ConfigError, match="changed and then changed back"):
+        read_matrix([*BASE, "--config", "ablations/wukong.yaml", "--variants", f"[kunlun, {mine}]"])

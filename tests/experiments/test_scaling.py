@@ -80,12 +80,14 @@ def test_a_failed_candidate_is_not_chosen_and_a_failed_search_is_told(tmp_path, 
             raise RuntimeError("too steep")
         return planted(config, seed)
 
-    _, result = run(Fits(fragile, flops), tmp_path / "s", monkeypatch)
+    code, result = run(Fits(fragile, flops), tmp_path / "s", monkeypatch)
+    assert code == 1
     kunlun = next(ladder for ladder in result.ladders if ladder.model == "kunlun")
     assert all(point.chosen["lr"] == 0.003 for point in kunlun.points)
     wukong = next(ladder for ladder in result.ladders if ladder.model == "wukong")
     assert (wukong.points, wukong.log) == ([], None)
-    assert "Size 1 of wukong has no result: its search failed or has not run." in result.notes
+    assert "Size 1 of wukong lost 4 of 4 trials of its search: too steep (exit code 1)." in result.notes
+    assert "Size 1 of kunlun lost 2 of 4 trials of its search: too steep (exit code 1)." in result.notes
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,8 @@ def test_a_failed_candidate_is_not_chosen_and_a_failed_search_is_told(tmp_path, 
         (["--scaling.models.kunlun.sizes", "[[{width: 8}]]"], "two sizes or more"),
         (["--scaling.models.kunlun.config", "kunlnu"], "did you mean"),
         (["--sizes", "3"], "unknown option"),
+        (["--training.optimizer.lr", "0.1"], "the ladders and their search choose it"),
+        (["--seed_everything", "3"], "gives every cell its own"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_its_place(arguments, message):

@@ -66,6 +66,24 @@ def test_the_interval_of_eta_covers_it():
     assert covered >= 51  # 95 % of 60 are 57; 51 or less has a chance under 0.5 %
 
 
+def test_seeds_of_a_size_are_not_independent_points():
+    """Sizes lie off the law by more than seeds differ: the interval knows, or it would be three times too narrow."""
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(400):
+        off = np.repeat(rng.normal(0, 0.002, 5), 3)
+        found = fit_log(SIZES, 0.9 - 0.02 * np.log(SIZES / 1e6) + off + rng.normal(0, 0.0005, SIZES.size), base=1e6)
+        eta = found.coefficients["eta"]
+        covered += eta.low <= 0.02 <= eta.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_two_sizes_have_a_slope_and_no_interval():
+    eta = fit_log([1e6, 1e7], [0.9, 0.8], base=1e6).coefficients["eta"]
+    assert eta.mean == pytest.approx(0.1 / np.log(10))
+    assert eta.low is None
+
+
 def test_the_band_holds_the_curve():
     noise = np.random.default_rng(1).normal(0, 0.01, SIZES.size)
     fit = fit_log(SIZES, 0.9 - 0.02 * np.log(SIZES / 1e6) + noise, base=1e6)

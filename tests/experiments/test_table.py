@@ -48,7 +48,7 @@ def test_the_numbers_are_those_of_the_json() -> None:
         if row.efficiency:
             speed, size = cells_of(made["speed"], row.name), cells_of(made["size"], row.name)
             assert number(speed["MFU"]) == pytest.approx(100 * row.efficiency["training"]["mfu"], abs=0.05)
-            assert 1e6 * number(size["FLOPs / sample"]) == pytest.approx(row.efficiency["flops"]["forward"], rel=5e-3)
+            assert 1e6 * number(size["FLOPs / sample"]) == pytest.approx(row.efficiency["flops_per_sample"], rel=5e-3)
             assert number(size["× full"]) == pytest.approx(row.ratio["peak_memory"], abs=5e-3)
 
 
