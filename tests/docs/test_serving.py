@@ -33,7 +33,7 @@ def run(arguments: list[str], folder: Path) -> str:
 
 def test_the_commands_and_the_code_of_the_page(tmp_path: Path) -> None:
     (commands,) = [text.splitlines() for language, text in BLOCKS if language == "bash"]
-    (code,) = [text for language, text in BLOCKS if language == "python"]
+    code = "\n".join(text for language, text in BLOCKS if language == "python")
     assert [command.split()[2] for command in commands] == ["fit", "export"]
     for command in commands:
         more = SHORT if " fit " in command else []
