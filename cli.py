@@ -1,4 +1,4 @@
-"""The one entry: python cli.py fit | validate | test | predict | benchmark | prepare | generate | inspect.
+"""The one entry: python cli.py fit | validate | test | predict | export | benchmark | prepare | generate | inspect.
 
 Everything heavy is imported on demand.
 """
@@ -33,6 +33,7 @@ COMMANDS = {
     "validate": "metrics of a checkpoint on the valid split",
     "test": "metrics of a checkpoint on the test split",
     "predict": "probabilities of a checkpoint for every row, as Parquet",
+    "export": "the model of a checkpoint as a folder that loads without Lightning",
     "benchmark": "how fast a model trains and answers, its FLOPs, MFU, parameters and memory",
     "ablate": "train every variant of a matrix with every seed, and write the table and the report",
     "scaling": "train ladders of models from small to large and fit how quality grows with FLOPs",

@@ -1,4 +1,4 @@
-"""The command line of fit, validate, test, predict and benchmark, read as far as it can be without torch."""
+"""The command line of fit, validate, test, predict, export and benchmark, read as far as it can be without torch."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ OPTIONS = {
     "validate": ("ckpt_path",),
     "test": ("ckpt_path",),
     "predict": ("ckpt_path", "output"),
+    "export": ("ckpt_path", "out"),
     "benchmark": ("steps", "warmup", "latency_batch", "peak_flops", "out"),
 }
 FLAGS = ("help", "h", "print_config")
@@ -100,6 +101,8 @@ def read_request(command: str, argv: list[str]) -> Request:
     given = {o.key: o.value for o in overrides}
     warnings: list[str] = []
     checkpoint: Path | None = None
+    if command == "export" and not set(FLAGS) & set(given):
+        _check_free(given.get("out") or "")
     if command == "predict":
         overrides = [_as_predict_split(o) if o.key == "split" else o for o in overrides]
     if command == "fit":
@@ -110,6 +113,7 @@ def read_request(command: str, argv: list[str]) -> Request:
         raise ConfigError(
             f"{command} needs the checkpoint of a trained model, as in: "
             f"python cli.py {command} --ckpt_path runs/NAME/TIME/checkpoints/best.ckpt"
+            f"{' --out DIR' if command == 'export' else ''}"
         )
     run = next((p for p in list(checkpoint.parents)[:2] if (p / "config.yaml").is_file()), None) if checkpoint else None
     tree, rest = _merged(command, configs, overrides, run)
@@ -212,6 +216,15 @@ def check_sections(tree: ConfigTree, overrides: Iterable[Override], sections: It
             raise ConfigError(f"{COMMAND_LINE}: --{override.key}: unknown option{hint} (known: {listed})")
         if override.value is None and section not in FLAGS and not override.key.endswith(".help"):
             raise ConfigError(f"{COMMAND_LINE}: --{override.key}: a value is missing")
+
+
+def _check_free(name: str) -> None:
+    """ConfigError if ``name`` cannot become the folder of an exported model."""
+    if not name:
+        raise ConfigError(f"{COMMAND_LINE}: export needs the folder to write, as in: --out exported/kunlun")
+    path = Path(name).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{COMMAND_LINE}: --out: {shown(path)} exists and is not an empty folder; name another")
 
 
 def find_checkpoint(name: str, preferred: str) -> Path:

@@ -185,7 +185,12 @@ class Jagged:
     max_length: int
 
     def __len__(self) -> int:
-        return self.offsets.numel() - 1
+        return self.count
+
+    @property
+    def count(self) -> int:
+        """G. In a forward rather than ``len``, which would fix the batch size of what torch.export makes of it."""
+        return self.offsets.shape[0] - 1
 
     def lengths(self) -> Tensor:
         """(G,) int64."""
@@ -193,7 +198,7 @@ class Jagged:
 
     def segments(self) -> Tensor:
         """(N,) int64: the sequence each value belongs to."""
-        index = torch.arange(len(self), device=self.offsets.device)
+        index = torch.arange(self.count, device=self.offsets.device)
         return torch.repeat_interleave(index, self.lengths(), output_size=self.values.shape[0])
 
     def with_values(self, values: Tensor) -> Jagged:

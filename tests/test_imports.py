@@ -23,9 +23,12 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"kunlun.features", "kunlun.configuration", "kunlun.config_check"},
     "kunlun.layers": {"kernels", "kunlun.features"},
     "kunlun.models": {"kernels", "kunlun.features", "kunlun.layers"},
+    "kunlun.exported": {"kunlun.features", "kunlun.configuration", "kunlun.config_check"},
+    "kunlun.program": {"kunlun.features", "kunlun.configuration"},
     "kunlun.training": {
         *("kernels", "kunlun.features", "kunlun.layers", "kunlun.models"),
         *("kunlun.configuration", "kunlun.command_line", "kunlun.config_check", "kunlun.checkpoints"),
+        "kunlun.exported",
     },
 }
 ALLOWED["kunlun.experiments"] = {*ALLOWED["kunlun.training"], "kunlun.training"}

@@ -31,7 +31,7 @@ class EventsAndCandidate(nn.Module):
         candidate = self.encoder.encode_candidate(batch.sparse, tables)
         if candidate is None:
             assert self.learned is not None
-            candidate = self.learned.expand(len(batch), -1)
+            candidate = self.learned.expand(batch.sparse.shape[0], -1)
         return sequence, candidate
 
     def flops(self, length: int) -> int:

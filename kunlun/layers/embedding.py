@@ -101,7 +101,7 @@ def pooled_bags(schema: FeatureSchema, batch: Batch, tables: EmbeddingTables) ->
     for field_ in schema.bags:
         bag = batch.bags[field_.name]
         (rows,) = tables((SparseField(field_.name, field_.table),), bag.values[:, None])
-        pooled = rows.new_zeros(len(bag), rows.shape[1]).index_add(0, bag.segments(), rows)
+        pooled = rows.new_zeros(bag.count, rows.shape[1]).index_add(0, bag.segments(), rows)
         out.append(pooled if field_.pooling == "sum" else pooled / bag.lengths().clamp(min=1)[:, None])
     return out
 

@@ -119,7 +119,7 @@ class MeanPooling(Pooling):
 
     def forward(self, sequence: Jagged, rotation: Rotation | None) -> Tensor:
         values = sequence.values
-        total = values.new_zeros(len(sequence), self.width).index_add(0, sequence.segments(), values)
+        total = values.new_zeros(sequence.count, self.width).index_add(0, sequence.segments(), values)
         return (total / sequence.lengths().clamp(min=1)[:, None])[:, None]
 
     def flops(self, length: int) -> int:

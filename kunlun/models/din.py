@@ -19,7 +19,7 @@ from kunlun.layers.head import Heads, linear_flops, mlp
 def weighted_sum(weight_N1: Tensor, sequence: Jagged) -> Tensor:
     """Weights (N, 1), a Jagged of (N, d) → the sum of each sequence (B, d), zeros where it is empty."""
     weighted = weight_N1 * sequence.values
-    return weighted.new_zeros(len(sequence), weighted.shape[1]).index_add(0, sequence.segments(), weighted)
+    return weighted.new_zeros(sequence.count, weighted.shape[1]).index_add(0, sequence.segments(), weighted)
 
 
 class ActivationUnit(nn.Module):

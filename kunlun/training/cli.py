@@ -1,4 +1,4 @@
-"""fit, validate, test, predict and benchmark: a LightningCLI whose tree is ``data, model, training, trainer, run``.
+"""fit, validate, test, predict, export, benchmark: a LightningCLI of the tree ``data, model, training, trainer, run``.
 
 ``model`` is any nn.Module that takes ``schema``; it is filled in from the data, and the model goes into CTRModule,
 whose other arguments are ``training``. A wrong configuration ends in a ConfigError before anything starts.
@@ -10,7 +10,9 @@ import json
 import logging
 import re
 import sys
+import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from kunlun.checkpoints import disk_error
 from kunlun.command_line import Request
 from kunlun.config_check import ConfigChecker, is_users_fault
 from kunlun.configuration import CONFIG_ROOT, ConfigError, shown
+from kunlun.exported import write_exported
 from kunlun.features import FeatureSchema
 from kunlun.training import out_of_memory, runs
 from kunlun.training.checkpoint_io import SealedCheckpointIO
@@ -139,6 +142,8 @@ class KunlunCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, help=text)
         if self.request.command == "predict":
             parser.add_argument("--output", type=str | None, help="Parquet file; default: predictions-SPLIT.parquet.")
+        if self.request.command == "export":
+            parser.add_argument("--out", type=str | None, help="The folder to write; it must not exist, or be empty.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         if not self.request.asks_help:
@@ -330,6 +335,29 @@ class KunlunCLI(LightningCLI):
         self._call(trainer, "predict", datamodule=None, dataloaders=loader, return_predictions=False)
         print(f"written: {shown(path)} ({writer.rows:,} rows)", flush=True)
 
+    def export(self) -> None:
+        """Write the model with the weights of the checkpoint to a folder of plain data."""
+        checkpoint, path = self.request.checkpoint, Path(self.config.out).expanduser()
+        assert checkpoint is not None
+        loaded = SealedCheckpointIO().load_checkpoint(checkpoint)
+        try:
+            self.model.load_state_dict(loaded["state_dict"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise _misfit(checkpoint, error) from error
+        schema = replace(self._schema, provenance=runs.redact(self._schema.provenance))
+        parameters = sum(p.numel() for p in self.model.parameters())
+        record = {
+            "checkpoint": shown(checkpoint),
+            "run": self.request.run.name if self.request.run else None,
+            "step": loaded.get("global_step"),
+            "parameters": parameters,
+            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": runs.versions(),
+            "git": runs.git_state(),
+        }
+        write_exported(path, self.model.model, runs.redact(self._resolved()["model"]), schema, record)
+        print(f"written: {shown(path)} ({parameters:,} parameters)", flush=True)
+
     @property
     def _schema(self) -> FeatureSchema:
         return self.datamodule.schema
@@ -352,8 +380,7 @@ class KunlunCLI(LightningCLI):
                 raise out_of_memory.explained(error, self._schema, self.model, self.batch_sizes.text) from error
             if "loading state_dict" not in str(error):
                 raise
-            first = "\n".join(str(error).splitlines()[1:4])
-            raise ConfigError(f"{path} does not fit the model of this configuration:\n{first}") from error
+            raise _misfit(path, error) from error
 
     def _create_run(self) -> Path:
         try:
@@ -395,7 +422,12 @@ class KunlunCLI(LightningCLI):
     def _resolved(self) -> dict[str, Any]:
         """The whole configuration as plain values, without what belongs to this command line alone."""
         config = yaml.safe_load(self.parser.dump(self.config))
-        return {key: value for key, value in config.items() if key not in ("ckpt_path", "resume", "output")}
+        return {key: value for key, value in config.items() if key not in ("ckpt_path", "resume", "output", "out")}
+
+
+def _misfit(path: Path | str | None, error: Exception) -> ConfigError:
+    first = "\n".join(str(error).splitlines()[1:4]) or f"it holds no state of a model ({error!r})"
+    return ConfigError(f"{path} does not fit the model of this configuration:\n{first}")
 
 
 def _wandb_logger(run: Path, mode: str, options: RunOptions, group: str, config: dict[str, Any]) -> Logger:
@@ -433,5 +465,6 @@ DESCRIPTIONS = {
     "validate": "Metrics of a checkpoint on the valid split.",
     "test": "Metrics of a checkpoint on the test split.",
     "benchmark": "How fast the model of a configuration trains and answers, on fixed batches, with one device.",
+    "export": "The model of a checkpoint as a folder: weights, configuration and schema. It loads without Lightning.",
     "predict": "Probabilities of a checkpoint for every row, as Parquet. --split valid scores another split than test.",
 }

@@ -30,7 +30,7 @@ RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 CHECKPOINTS = "checkpoints"
 _PACKAGES = [
-    *("torch", "triton", "lightning", "torchmetrics", "torchdata", "jsonargparse", "wandb"),
+    *("torch", "triton", "lightning", "torchmetrics", "torchdata", "jsonargparse", "safetensors", "wandb"),
     *("datasets", "ibis-framework", "duckdb", "pyarrow", "numpy"),
 ]
 _SECRET_NAME = re.compile(r"(^|[^a-z])(api)?(key|token|secret|password|passwd|credentials?)([^a-z]|$)", re.IGNORECASE)
