@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.synthetic_parts import markdown
 from data.synthetic import SyntheticWorld
 from data.synthetic_oracle import summarise
 from data.synthetic_presets import PRESETS
@@ -52,6 +54,11 @@ def test_the_table_tells_the_sizes_of_each_preset(preset: str) -> None:
 def test_the_table_tells_the_oracle_of_each_preset_that_is_small(preset: str) -> None:
     summary = summarise(SyntheticWorld(PRESETS[preset]))
     assert row(preset)[6:8] == [f"{summary.nes[0].ne:.3f}", f"{summary.aucs[0].auc:.3f}"]
+
+
+def test_the_table_of_what_is_earned_is_the_one_that_was_measured() -> None:
+    report = json.loads((ROOT / "benchmarks/results/cpu/synthetic_parts.json").read_text())
+    assert markdown(report["results"]) in PAGE
 
 
 def test_the_commands_are_those_that_there_are() -> None:
