@@ -213,12 +213,17 @@ class ConfigChecker:
         return node
 
 
+def options_of(tree: ConfigTree, section: str, options_class: type[T]) -> T:
+    """A section of ``tree`` as a dataclass; ConfigError names a wrong key, ValueError is the class's own."""
+    values, checker = tree.values.get(section) or {}, ConfigChecker(tree)
+    checker.arguments(section, values, options_class)
+    return options_class(**checker.settle(values, section))
+
+
 def read_options(command: str, given: Mapping[str, Text], options_class: type[T]) -> T:
     """The options of ``command`` as a dataclass, from the texts that were ``given``; ConfigError names a wrong one."""
-    checker = ConfigChecker(ConfigTree({"options": given}))
     try:
-        checker.arguments("options", given, options_class)
-        return options_class(**checker.settle(dict(given), "options"))
+        return options_of(ConfigTree({"options": dict(given)}), "options", options_class)
     except ConfigError as error:
         raise ConfigError(str(error).replace("command line: options.", f"{command}: --", 1)) from None
     except ValueError as error:

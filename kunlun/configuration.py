@@ -238,6 +238,13 @@ class ConfigTree:
             del self.origins[key]
 
 
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key → value, of nested mappings; an empty one is a value."""
+    if isinstance(values, Mapping) and values:
+        return {k: v for name, item in values.items() for k, v in flat(item, f"{prefix}.{name}".lstrip(".")).items()}
+    return {prefix: values}
+
+
 def load_configs(configs: Iterable[str], base: Path | None = CONFIG_ROOT / BASE) -> ConfigTree:
     """``base`` and then ``configs``, merged."""
     tree = ConfigTree()

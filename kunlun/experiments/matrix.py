@@ -1,7 +1,7 @@
 """What a matrix asks for: its variants and seeds, each variant's whole configuration, all checked before a cell runs.
 
-A matrix file is a configuration like any other, with one more section, ``matrix``. Under every variant lie
-configs/base.yaml and the matrix's configs; the variant's own file comes next, options of the command line last.
+Under every variant lie configs/base.yaml and the matrix's configs; the variant's own file comes next, options of the
+command line last.
 """
 
 from __future__ import annotations
@@ -9,61 +9,38 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kunlun.command_line import SECTIONS, Override, Request, check_sections, request_of, split_arguments
-from kunlun.config_check import ConfigChecker
-from kunlun.configuration import ConfigError, ConfigTree, Text, closest, find_config, load_configs, parse_value
+from kunlun.command_line import Override, Request, request_of
+from kunlun.configuration import ConfigError, closest, find_config, flat, load_configs
+from kunlun.experiments.options import OWN_RUN_OPTIONS, ExperimentOptions, read_asked, without_experiments
 
-# Options of a run that the matrix gives itself, and those that change no result.
-OWN_RUN_OPTIONS = ("name", "root", "group", "test")
+# Options of a run that change no result.
 HARMLESS = ("project", "wandb", "checkpoint_every", "keep_last")
 FAMILIES = ("no", "drop")
 BASELINES = ("interformer", "wukong", "hstu", "din", "dien", "dcnv2", "dlrm", "logistic_regression")
 
 
 @dataclass(frozen=True)
-class MatrixOptions:
+class MatrixOptions(ExperimentOptions):
     """Which variants, how often, and how they are run."""
 
-    variants: list[str] = field(default_factory=list)
-    """Names under configs/ablations, or paths of configuration files."""
     name: str = "matrix"
     """Name of the matrix, and the W&B group of its runs."""
+    variants: list[str] = field(default_factory=list)
+    """Names under configs/ablations, or paths of configuration files."""
     reference: str = "kunlun"
     """The variant that all others are compared with."""
-    seeds: int | list[int] = 5
-    """How many seeds (0, 1, …), or which."""
-    split: Literal["valid", "test"] = "test"
-    """The split whose metrics are reported; the epoch is always chosen on valid."""
     rounds: int = 3
     """How often the efficiency of every variant is measured; 0: not at all."""
-    jobs: int = 1
-    """Cells that run at the same time on this machine."""
-    gpus: list[int] = field(default_factory=list)
-    """GPUs to give out, one to a job; empty: every job sees all of them."""
-    out: str | None = None
-    """Folder of the matrix; machines that share it share the work. Default: runs/NAME."""
 
     def __post_init__(self) -> None:
-        seeds = self.seed_list
-        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError(f"seeds must be a number above 0, or a list of different seeds ≥ 0, got {self.seeds}")
-        if self.rounds < 0 or self.jobs < 1:
-            raise ValueError(f"rounds must be ≥ 0 and jobs ≥ 1, got {self.rounds} and {self.jobs}")
-        if self.gpus and len(self.gpus) < self.jobs:
-            raise ValueError(f"gpus: {self.jobs} jobs need as many GPUs, got {self.gpus}")
-
-    @property
-    def seed_list(self) -> list[int]:
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out or f"runs/{self.name}").expanduser()
+        super().__post_init__()
+        if self.rounds < 0:
+            raise ValueError(f"rounds must be ≥ 0, got {self.rounds}")
 
 
 @dataclass(frozen=True)
@@ -117,59 +94,20 @@ class Matrix:
 
 
 def read_matrix(argv: Sequence[str]) -> Matrix:
-    """The matrix that ``argv`` describes; ConfigError if any part of it is wrong.
-
-    Options of the matrix may leave out its section: ``--seeds 3`` is ``--matrix.seeds 3``.
-    """
-    own = {f.name for f in fields(MatrixOptions)}
-    configs, overrides = split_arguments(argv)
-    tree = load_configs(configs)
-    check_sections(tree, [], (*SECTIONS, "matrix"))
-    check_sections(tree, overrides, (*SECTIONS, "matrix", *sorted(own)))
-    if "matrix" not in tree.values:
-        raise ConfigError("ablate needs a matrix: python cli.py ablate --config ablations/matrix.yaml")
-    overrides = [sectioned(o, own, "matrix") for o in overrides]
-    mine = [o for o in overrides if o.key.startswith("matrix.")]
-    rest = [o for o in overrides if not o.key.startswith("matrix.")]
-    check_overrides(rest, "matrix")
-    for override in mine:
-        read = parse_value(override.value or "")
-        tree.set(override.key, read if isinstance(read, (dict, list)) else Text(override.value or ""))
-    options = section_options(tree, "matrix", MatrixOptions)
-    names = list(dict.fromkeys([options.reference, *options.variants]))
+    """The matrix that ``argv`` describes; ConfigError if any part of it is wrong."""
+    asked = read_asked(argv, "matrix", MatrixOptions)
+    options, where = asked.options, asked.tree.where("matrix.variants")
     if options.reference not in options.variants:
-        where = tree.where("matrix.variants")
         raise ConfigError(
             f"{where}: matrix.variants: the reference {options.reference!r} is not among them"
             f"{closest(options.reference, options.variants)}; every other variant is compared with it"
         )
-    variants = [read_variant(name, configs, rest, tree.where("matrix.variants")) for name in names]
+    names = list(dict.fromkeys([options.reference, *options.variants]))
+    variants = [read_variant(name, asked.configs, asked.overrides, where) for name in names]
     for name, times in Counter(variant.name for variant in variants).items():
         if times > 1:
-            raise ConfigError(f"{tree.where('matrix.variants')}: matrix.variants: {times} files are called {name!r}")
+            raise ConfigError(f"{where}: matrix.variants: {times} files are called {name!r}")
     return Matrix(options, variants)
-
-
-def check_overrides(overrides: list[Override], experiment: str) -> None:
-    """Refuse options that every cell has of its own."""
-    own = {f"run.{name}" for name in OWN_RUN_OPTIONS} | {"seed_everything"}
-    for override in overrides:
-        if override.key in own:
-            raise ConfigError(
-                f"command line: --{override.key}: the {experiment} gives every cell its own; "
-                "--name, --out, --seeds and --split are for all of them"
-            )
-
-
-def section_options(tree: ConfigTree, section: str, cls: type[Any]) -> Any:
-    """The dataclass ``cls`` from a section of the configuration, checked."""
-    values = tree.values.get(section) or {}
-    checker = ConfigChecker(tree)
-    checker.arguments(section, values, cls)
-    try:
-        return cls(**checker.settle(values, section))
-    except ValueError as error:
-        raise ConfigError(f"{tree.where(section)}: {section}: {error}") from error
 
 
 def read_variant(
@@ -195,8 +133,7 @@ def read_variant(
     from kunlun.training.precheck import precheck
 
     tree = load_configs([*configs, str(path)])
-    for experiment in ("matrix", "scaling"):
-        tree.values.pop(experiment, None)
+    without_experiments(tree.values)
     for key, value in (changes or {}).items():
         tree.set(key, value, origin=where)
     request = request_of("fit", [], [*configs, str(path)], tree, overrides)
@@ -235,18 +172,6 @@ def data_version(values: dict[str, Any]) -> str | None:
 
 def changes(values: dict[str, Any], reference: dict[str, Any]) -> dict[str, list[Any]]:
     """Dotted key → [value in ``reference``, value in ``values``], of all that differ but the run's name."""
-    own, other = dict(_leaves(values)), dict(_leaves(reference))
+    own, other = flat(values), flat(reference)
     keys = [k for k in {**other, **own} if not k.startswith("run.") and own.get(k) != other.get(k)]
     return {key: [other.get(key), own.get(key)] for key in keys}
-
-
-def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}{key}.")]
-    return [(prefix.removesuffix("."), node)]
-
-
-def sectioned(override: Override, own: Collection[str], section: str) -> Override:
-    """``--seeds`` as ``--matrix.seeds``."""
-    key = override.key
-    return Override(f"{section}.{key}", override.value, override.tokens) if key in own else override

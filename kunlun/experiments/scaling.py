@@ -9,18 +9,17 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from kunlun.command_line import SECTIONS, Override, check_sections, split_arguments
-from kunlun.configuration import ConfigError, ConfigTree, Text, load_configs, parse_value, shown
+from kunlun.configuration import ConfigError, shown
 from kunlun.experiments.ablate import check_data, prepare_folder, run_cells, stoppable
 from kunlun.experiments.benchmark import device_name
 from kunlun.experiments.cells import Cell, Processes
-from kunlun.experiments.matrix import Variant, check_overrides, read_variant, section_options, sectioned
+from kunlun.experiments.matrix import Variant, read_variant
+from kunlun.experiments.options import Asked, ExperimentOptions, read_asked
 from kunlun.experiments.outputs import data_of, notes, oracle_of
 from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult
 from kunlun.experiments.statistics import Estimate, Fit, fit_log, fit_power, ratio
@@ -38,31 +37,24 @@ class LadderOptions:
 
 
 @dataclass(frozen=True)
-class ScalingOptions:
+class ScalingOptions(ExperimentOptions):
     """Which models, how large, and what is searched for."""
 
-    models: dict[str, LadderOptions] = field(default_factory=dict)
-    """Name → ladder."""
     name: str = "scaling"
     """Name of the experiment, and the W&B group of its runs."""
+    seeds: int | list[int] = 3
+    """How many seeds (0, 1, …), or which."""
+    models: dict[str, LadderOptions] = field(default_factory=dict)
+    """Name → ladder."""
     reference: str = "interformer"
     """The model whose slope η the others are divided by."""
     lrs: list[float] = field(default_factory=lambda: [1e-3, 3e-3])
     """Learning rates (of training.optimizer.lr) that every shape of every model is tried with."""
     search_seed: int = 1000
     """The seed of the search, not among those that are reported."""
-    seeds: int | list[int] = 3
-    """How many seeds (0, 1, …), or which."""
-    split: Literal["valid", "test"] = "test"
-    """The split whose NE is fitted; the search uses valid."""
-    jobs: int = 1
-    """Cells that run at the same time on this machine."""
-    gpus: list[int] = field(default_factory=list)
-    """GPUs to give out, one to a job; empty: every job sees all of them."""
-    out: str | None = None
-    """Folder of the experiment; machines that share it share the work. Default: runs/NAME."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         ladders = {k: v if isinstance(v, LadderOptions) else LadderOptions(**v) for k, v in self.models.items()}
         object.__setattr__(self, "models", ladders)
         if self.reference not in self.models:
@@ -70,19 +62,10 @@ class ScalingOptions:
         for name, ladder in self.models.items():
             if len(ladder.sizes) < 2 or not all(ladder.sizes):
                 raise ValueError(f"models.{name}.sizes: two sizes or more are needed, each with a shape or more")
-        seeds = self.seed_list
-        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or self.search_seed in seeds:
-            raise ValueError(f"seeds must be different, ≥ 0 and not the search_seed, got {self.seeds}")
-        if not self.lrs or self.jobs < 1 or (self.gpus and len(self.gpus) < self.jobs):
-            raise ValueError("lrs must name a learning rate, jobs be ≥ 1, and gpus as many as jobs")
-
-    @property
-    def seed_list(self) -> list[int]:
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.out or f"runs/{self.name}").expanduser()
+        if self.search_seed in self.seed_list:
+            raise ValueError(f"seeds are those that are reported, not the search_seed {self.search_seed}")
+        if not self.lrs:
+            raise ValueError("lrs must name a learning rate or more")
 
 
 @dataclass(frozen=True)
@@ -112,47 +95,31 @@ class Plan:
 
 def read_plan(argv: Sequence[str]) -> Plan:
     """The plan that ``argv`` describes; ConfigError if any part of it is wrong."""
-    own = sorted(f.name for f in fields(ScalingOptions))
-    configs, overrides = split_arguments(argv)
-    tree = load_configs(configs)
-    check_sections(tree, [], (*SECTIONS, "scaling"))
-    check_sections(tree, overrides, (*SECTIONS, "scaling", *own))
-    if "scaling" not in tree.values:
-        raise ConfigError("scaling needs its ladders: python cli.py scaling --config scaling/kunlun.yaml")
-    overrides = [sectioned(o, own, "scaling") for o in overrides]
-    for override in (o for o in overrides if o.key.startswith("scaling.")):
-        read = parse_value(override.value or "")
-        tree.set(override.key, read if isinstance(read, (dict, list)) else Text(override.value or ""))
-    options = section_options(tree, "scaling", ScalingOptions)
-    rest = [o for o in overrides if not o.key.startswith("scaling.")]
-    check_overrides(rest, "experiment")
-    for override in rest:
+    asked = read_asked(argv, "scaling", ScalingOptions)
+    for override in asked.overrides:
         if override.key.startswith("model.") or override.key == "training.optimizer.lr":
             raise ConfigError(
                 f"command line: --{override.key}: the ladders and their search choose it; see --scaling.lrs"
             )
     candidates = [
-        _candidate(model, size, shape, lr, ladder.config, configs, rest, tree)
-        for model, ladder in options.models.items()
+        _candidate(asked, model, size, shape, lr)
+        for model, ladder in asked.options.models.items()
         for size, shapes in enumerate(ladder.sizes)
-        for shape, lr in itertools.product(shapes, options.lrs)
+        for shape, lr in itertools.product(shapes, asked.options.lrs)
     ]
-    return Plan(options, candidates)
+    return Plan(asked.options, candidates)
 
 
-def _candidate(
-    model: str,
-    size: int,
-    shape: dict[str, Any],
-    lr: float,
-    config: str,
-    configs: list[str],
-    overrides: list[Override],
-    tree: ConfigTree,
-) -> Candidate:
-    where = tree.where(f"scaling.models.{model}.sizes")
-    changes = {**{f"model.init_args.{key}": value for key, value in shape.items()}, "training.optimizer.lr": lr}
-    variant = read_variant(config, configs, overrides, where, section="scaling.models", changes=changes, name=model)
+def _candidate(asked: Asked[ScalingOptions], model: str, size: int, shape: dict[str, Any], lr: float) -> Candidate:
+    variant = read_variant(
+        asked.options.models[model].config,
+        asked.configs,
+        asked.overrides,
+        asked.tree.where(f"scaling.models.{model}.sizes"),
+        section="scaling.models",
+        changes={**{f"model.init_args.{key}": value for key, value in shape.items()}, "training.optimizer.lr": lr},
+        name=model,
+    )
     return Candidate(model, size, {**shape, "lr": lr}, variant)
 
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from kunlun.configuration import PROJECT_ROOT, dump_yaml
+from kunlun.configuration import PROJECT_ROOT, dump_yaml, flat
 
 if TYPE_CHECKING:
     from kunlun.features import FeatureSchema
@@ -194,15 +194,9 @@ def changes(before: Path, config: Mapping[str, Any]) -> list[str]:
         saved = yaml.safe_load((before / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return []
-    old, new = _flat(saved), _flat(redact(config))
+    old, new = flat(saved), flat(redact(config))
     keys = dict.fromkeys([*new, *old])
     return [f"{k}: {json.dumps(old.get(k))} → {json.dumps(new.get(k))}" for k in keys if old.get(k) != new.get(k)]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        return {k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}
-    return {prefix: value}
 
 
 def versions() -> dict[str, str]:
