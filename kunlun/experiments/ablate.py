@@ -6,26 +6,15 @@ cells again. Quality first, efficiency after it, when nothing else of the matrix
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+from collections.abc import Sequence
 
 from filelock import FileLock, Timeout
 
-from kunlun.configuration import ConfigError, RunError, shown
-from kunlun.experiments.cells import Cell, Processes, finish, last_words
-from kunlun.experiments.matrix import Matrix, Variant, read_matrix
-from kunlun.experiments.outputs import cells_of, collect, efficiency_path, write_outputs, write_variants
-from kunlun.experiments.results import CellResult
-
-SPARE_BYTES = 1 << 30
-POLL_SECONDS = 5.0
+from kunlun.experiments import running
+from kunlun.experiments.cells import Processes, last_words
+from kunlun.experiments.matrix import Matrix, read_matrix
+from kunlun.experiments.outputs import cells_of, collect, efficiency_path, publish, write_plan
+from kunlun.experiments.running import check_data, environment, exit_code, prepare_folder, run_cells, stoppable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,43 +23,14 @@ def main(argv: Sequence[str]) -> int:
     folder = matrix.options.folder
     prepare_folder(folder)
     check_data(matrix.reference)
-    write_variants(matrix)
+    write_plan(matrix)
     with stoppable() as processes:
         train(matrix, processes)
         if matrix.options.rounds and not processes.stopped.is_set():
             measure(matrix, processes)
     result = collect(matrix, ["ablate", *argv])
-    write_outputs(matrix, result)
-    if processes.stopped.is_set():
-        print(f"stopped; the same command goes on from here ({shown(folder)})", flush=True)
-        return 130
-    return int(any(cell.status != "done" for variant in result.variants for cell in variant.cells))
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the matrix's folder; ConfigError if it cannot be written or has no room."""
-    try:
-        (folder / "cells").mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise ConfigError(f"--out: {shown(folder)}: cannot be written: {error.strerror}") from error
-    if free < SPARE_BYTES:
-        raise ConfigError(
-            f"--out: {shown(folder)}: only {free / 2**30:.2f} GiB are free there; runs and checkpoints need "
-            f"{SPARE_BYTES / 2**30:.0f} GiB or more"
-        )
-
-
-def check_data(reference: Variant) -> None:
-    """Build the reference's data and model once: what is missing or does not fit ends here, not in every cell."""
-    from kunlun.training.cli import KunlunCLI
-    from kunlun.training.precheck import precheck
-
-    request = reference.request
-    KunlunCLI(request, precheck(request))
+    publish(result, folder, matrix.reference)
+    return exit_code(processes, folder, (cell for variant in result.variants for cell in variant.cells))
 
 
 def train(matrix: Matrix, processes: Processes) -> None:
@@ -78,69 +38,6 @@ def train(matrix: Matrix, processes: Processes) -> None:
     o = matrix.options
     title = f"{o.name}: {len(matrix.variants)} variants × {len(o.seed_list)} seeds"
     run_cells(title, cells_of(matrix), o.jobs, o.gpus, processes)
-
-
-def run_cells(title: str, cells: list[Cell], jobs: int, gpus: list[int], processes: Processes) -> None:
-    """Run ``cells`` until each is settled, here or on another machine that shares the folder."""
-    since = time.time()
-    done = sum(cell.read().status == "done" for cell in cells)
-    print(f"{title}: {len(cells)} cells, {done} done", flush=True)
-    guard = threading.Lock()
-
-    def say(cell: Cell, result: CellResult) -> None:
-        with guard:
-            settled = sum(c.is_settled(since) for c in cells)
-            told = f"NE {result.metrics['ne']:.4f}" if result.status == "done" else f"FAILED: {result.reason}"
-            place = f"{settled}/{len(cells)}"
-            print(f"{place:>9}  {cell.variant.name} seed {cell.seed}: {told}  ({result.seconds:.0f} s)", flush=True)
-
-    errors: list[OSError] = []
-
-    def work(job: int) -> None:
-        try:
-            for cell in cells:
-                if processes.stopped.is_set():
-                    return
-                result = finish(cell, since, environment(job, jobs, gpus), processes)
-                if result is not None:
-                    say(cell, result)
-        except OSError as error:  # of the folder: no other cell could be written either
-            errors.append(error)
-            processes.stop()
-
-    told = 0
-    while not processes.stopped.is_set():
-        workers = [threading.Thread(target=work, args=(job,)) for job in range(jobs)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        waiting = sum(not cell.is_settled(since) for cell in cells)
-        if not waiting or processes.stopped.is_set():
-            break
-        if waiting != told:
-            print(f"waiting for {waiting} cells that run elsewhere", flush=True)
-            told = waiting
-        processes.stopped.wait(POLL_SECONDS)
-    if errors:
-        raise RunError(
-            f"{errors[0].filename or 'the folder'}: {errors[0].strerror}; what is finished is kept"
-        ) from errors[0]
-
-
-def environment(job: int, jobs: int, gpus: list[int]) -> dict[str, str]:
-    """Of the process of one job: its GPU, and its share of the cores unless OMP_NUM_THREADS says otherwise.
-
-    ``gpus`` count among the visible ones, as a scheduler may have chosen them.
-    """
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    found = {}
-    if gpus:
-        number = gpus[job]
-        found["CUDA_VISIBLE_DEVICES"] = visible[number] if number < len(visible) else str(number)
-    if "OMP_NUM_THREADS" not in os.environ:
-        found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    return found
 
 
 def measure(matrix: Matrix, processes: Processes) -> None:
@@ -159,7 +56,7 @@ def measure(matrix: Matrix, processes: Processes) -> None:
             if not told:
                 print("waiting for the efficiency that is measured elsewhere", flush=True)
             told = True
-            processes.stopped.wait(POLL_SECONDS)
+            processes.stopped.wait(running.POLL_SECONDS)
 
 
 def _round(matrix: Matrix, number: int, processes: Processes) -> None:
@@ -181,19 +78,3 @@ def _round(matrix: Matrix, number: int, processes: Processes) -> None:
             path.unlink(missing_ok=True)
             print(f"efficiency of {variant.name}: FAILED: {last_words(log, code)}", flush=True)
     print(f"efficiency: round {number + 1} of {matrix.options.rounds}", flush=True)
-
-
-@contextmanager
-def stoppable() -> Iterator[Processes]:
-    """Processes that Ctrl-C and SIGTERM end; what they were at is not kept, what was finished is."""
-    processes = Processes()
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        processes.stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield processes
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

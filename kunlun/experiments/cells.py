@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Cell:
     group: str
     folder: Path
 
-    @property
+    @cached_property
     def name(self) -> str:
         return f"{self.variant.name}-{self.seed}-{self.variant.key(self.seed, self.split)}"
 
@@ -78,7 +79,7 @@ def finish(cell: Cell, since: float, environment: Mapping[str, str], processes: 
                 return None
             result = _train(cell, environment, processes)
             if result is not None:
-                write_json(cell.path / RESULT, asdict(result))
+                write_whole(cell.path / RESULT, json.dumps(asdict(result), indent=1) + "\n")
             return result
     except Timeout:
         return None
@@ -103,17 +104,14 @@ def _train(cell: Cell, environment: Mapping[str, str], processes: Processes) -> 
         return None
     runs = sorted(set(cell.path.glob("runs/*/*")) - before)
     seconds = time.monotonic() - begun
-    if code != 0 or not runs:
-        return CellResult(
-            cell.seed, "failed", seconds=seconds, reason=last_words(cell.path / LOG, code), log=_log(cell)
-        )
     try:
-        found = read_run(runs[-1], cell.split)
+        if code == 0 and runs:
+            return CellResult(cell.seed, "done", seconds=seconds, **read_run(runs[-1], cell.split))
+        reason = last_words(cell.path / LOG, code)
     except (OSError, ValueError, KeyError) as error:
-        return CellResult(
-            cell.seed, "failed", seconds=seconds, reason=f"its run is not whole: {error!r}", log=_log(cell)
-        )
-    return CellResult(cell.seed, "done", seconds=seconds, **found)
+        reason = f"its run is not whole: {error!r}"
+    log = str((cell.path / LOG).relative_to(cell.folder))
+    return CellResult(cell.seed, "failed", seconds=seconds, reason=reason, log=log)
 
 
 def read_run(run: Path, split: str) -> dict[str, Any]:
@@ -180,12 +178,8 @@ class Processes:
                 process.terminate()
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
+def write_whole(path: Path, text: str) -> None:
+    """Whole or not at all: several threads and machines may write it at the same time."""
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-
-
-def _log(cell: Cell) -> str:
-    return str((cell.path / LOG).relative_to(cell.folder))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kunlun.configuration import ConfigError, shown
 from kunlun.experiments.costs import Costs
@@ -25,6 +25,10 @@ COLUMNS = (
     *("training_qps", "training_qps_ratio", "inference_qps", "latency_p50_ms", "latency_p99_ms", "mfu"),
     *("peak_memory_mib", "published"),
 )
+
+
+# A table, charts by name, and figures of the run's summary: what → name → value.
+Logged: TypeAlias = "tuple[wandb.Table, dict[str, Any], dict[str, dict[str, float]]]"
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,38 @@ def row(variant: VariantResult) -> dict[str, Any]:
     }
 
 
-def log_matrix(result: MatrixResult, options: RunOptions, folder: Path) -> str | None:
-    """A run of its own in the group of the matrix: ``wandb.Table``, charts, the report; None where W&B is off.
+def log_result(result: MatrixResult | ScalingResult, options: RunOptions, folder: Path) -> str | None:
+    """A run of its own in the group of the experiment: ``wandb.Table``, charts, the report; None where W&B is off.
 
     Returns a line that says where it is.
     """
     mode = wandb_mode(options)
     if mode == "disabled":
         return None
+    import wandb
+
+    table, charts, figures = _of_matrix(result) if isinstance(result, MatrixResult) else _of_scaling(result)
+    run = wandb.init(
+        name=f"{result.name}-table",
+        dir=str(folder),
+        mode="online" if mode == "online" else "offline",
+        project=options.project,
+        group=result.name,
+        job_type="table",
+        config=redact({"data": result.data, "split": result.split, "reference": result.reference}),
+        settings=wandb.Settings(silent=mode == "offline", quiet=True, console="off"),
+    )
+    page = wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False)
+    logged = {"table": table, "report": page, **charts}
+    run.log({f"{result.kind}/{name}": value for name, value in logged.items()})
+    for figure, values in figures.items():
+        run.summary.update({f"{figure}/{name}": value for name, value in values.items()})
+    where = Path(run.dir).parent
+    run.finish()
+    return f"W&B: the table is in {shown(where)}" + ("" if mode == "online" else f" (wandb sync {shown(where)})")
+
+
+def _of_matrix(result: MatrixResult) -> Logged:
     import wandb
 
     table = wandb.Table(columns=list(COLUMNS), data=[[row(v)[name] for name in COLUMNS] for v in result.variants])
@@ -86,16 +114,14 @@ def log_matrix(result: MatrixResult, options: RunOptions, folder: Path) -> str |
         "cost_and_quality": wandb.plot.scatter(table, "flops_per_sample", "ne", "NE and FLOPs"),
     }
     deltas = {v.name: v.delta_percent["ne"].mean for v in result.variants if "ne" in v.delta_percent}
-    return _log(result, "ablation", table, charts, {"ne_delta_percent": deltas}, options, folder)
+    return table, charts, {"ne_delta_percent": deltas}
 
 
 SCALING_COLUMNS = ("model", "size", "flops_per_sample", "parameters_dense", "seed", "ne")
 
 
-def log_scaling(result: ScalingResult, options: RunOptions, folder: Path) -> str | None:
-    """The same for a scaling experiment: a row per training, the slopes in the run's summary."""
-    if wandb_mode(options) == "disabled":
-        return None
+def _of_scaling(result: ScalingResult) -> Logged:
+    """A row per training; the slopes in the run's summary."""
     import wandb
 
     rows = [
@@ -109,39 +135,7 @@ def log_scaling(result: ScalingResult, options: RunOptions, folder: Path) -> str
     charts = {"ne": wandb.plot.scatter(table, "flops_per_sample", "ne", "NE and FLOPs per sample")}
     etas = {ladder.model: ladder.log.coefficients["eta"].mean for ladder in result.ladders if ladder.log}
     ratios = {model: estimate.mean for model, estimate in result.ratios.items()}
-    return _log(result, "scaling", table, charts, {"eta": etas, "eta_ratio": ratios}, options, folder)
-
-
-def _log(
-    result: MatrixResult | ScalingResult,
-    kind: str,
-    table: wandb.Table,
-    charts: dict[str, Any],
-    figures: dict[str, dict[str, float]],
-    options: RunOptions,
-    folder: Path,
-) -> str:
-    import wandb
-
-    mode = wandb_mode(options)
-    run = wandb.init(
-        name=f"{result.name}-table",
-        dir=str(folder),
-        mode="online" if mode == "online" else "offline",
-        project=options.project,
-        group=result.name,
-        job_type="table",
-        config=redact({"data": result.data, "split": result.split, "reference": result.reference}),
-        settings=wandb.Settings(silent=mode == "offline", quiet=True, console="off"),
-    )
-    page = wandb.Html((folder / "report.html").read_text(encoding="utf-8"), inject=False)
-    logged = {"table": table, "report": page, **charts}
-    run.log({f"{kind}/{name}": value for name, value in logged.items()})
-    for figure, values in figures.items():
-        run.summary.update({f"{figure}/{name}": value for name, value in values.items()})
-    where = Path(run.dir).parent
-    run.finish()
-    return f"W&B: the table is in {shown(where)}" + ("" if mode == "online" else f" (wandb sync {shown(where)})")
+    return table, charts, {"eta": etas, "eta_ratio": ratios}
 
 
 def workspace(entity: str, project: str, group: str | None = None) -> ws.Workspace:
@@ -165,46 +159,33 @@ def workspace(entity: str, project: str, group: str | None = None) -> ws.Workspa
     def curve(metric: str, title: str) -> wr.LinePlot:
         return wr.LinePlot(title=title, x="trainer/global_step", y=[metric], **by_name)
 
-    table = wr.WeavePanelSummaryTable(table_name="ablation/table")
-    sections = [
-        ws.Section(name="Ablation table", panels=[table], is_open=True),
-        ws.Section(
-            name="Quality by variant",
-            panels=[
-                bars("test/ne", "NE, test"),
-                bars("valid/ne", "NE, valid"),
-                bars("test/auc", "AUC, test"),
-                bars("test/gauc", "GAUC, test"),
-                bars("test/calibration", "Calibration, test"),
-                bars("test/oracle_share", "Share of the oracle's gain, test"),
-            ],
-            is_open=True,
-        ),
-        ws.Section(
-            name="Learning curves",
-            panels=[
-                curve("train/loss", "Training loss"),
-                curve("valid/ne", "NE, valid"),
-                curve("valid/auc", "AUC, valid"),
-            ],
-            is_open=True,
-        ),
-        ws.Section(
-            name="Efficiency",
-            panels=[
-                curve("efficiency/samples_per_second", "Samples/s"),
-                curve("efficiency/mfu", "MFU"),
-                curve("efficiency/data_wait_share", "Share of time spent waiting for data"),
-            ],
-            is_open=True,
-        ),
-    ]
+    panels: dict[str, list[Any]] = {
+        "Ablation table": [wr.WeavePanelSummaryTable(table_name="ablation/table")],
+        "Quality by variant": [
+            bars("test/ne", "NE, test"),
+            bars("valid/ne", "NE, valid"),
+            bars("test/auc", "AUC, test"),
+            bars("test/gauc", "GAUC, test"),
+            bars("test/calibration", "Calibration, test"),
+            bars("test/oracle_share", "Share of the oracle's gain, test"),
+        ],
+        "Learning curves": [
+            curve("train/loss", "Training loss"),
+            curve("valid/ne", "NE, valid"),
+            curve("valid/auc", "AUC, valid"),
+        ],
+        "Efficiency": [
+            curve("efficiency/samples_per_second", "Samples/s"),
+            curve("efficiency/mfu", "MFU"),
+            curve("efficiency/data_wait_share", "Share of time spent waiting for data"),
+        ],
+    }
     filters = [ws.Metric("Group") == group] if group else []
     return ws.Workspace(
         entity=entity,
         project=project,
         name=f"Ablation {group}" if group else "Ablation",
-        sections=sections,
+        sections=[ws.Section(name=name, panels=shown_in, is_open=True) for name, shown_in in panels.items()],
         runset_settings=ws.RunsetSettings(filters=filters),
     )
 

@@ -1,9 +1,8 @@
-"""From a matrix's folder to what people read: results.json, table.md, report.html, sweep.yaml, and a run in W&B."""
+"""From an experiment's folder to what people read: results.json, table.md, report.html, and a run in W&B."""
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from kunlun.configuration import shown
-from kunlun.experiments.cells import Cell
+from kunlun.experiments.cells import Cell, write_whole
+from kunlun.experiments.costs import Costs
 from kunlun.experiments.matrix import Matrix, Variant, changes
+from kunlun.experiments.options import ExperimentOptions
 from kunlun.experiments.published import PUBLISHED
-from kunlun.experiments.results import CellResult, MatrixResult, VariantResult, compare, median_efficiency
+from kunlun.experiments.results import (
+    CellResult,
+    MatrixResult,
+    ScalingResult,
+    VariantResult,
+    compare,
+    median_efficiency,
+)
 from kunlun.experiments.sweep import sweep
 from kunlun.training import runs
 
@@ -33,11 +41,10 @@ def efficiency_path(matrix: Matrix, variant: Variant, number: int) -> Path:
 
 def collect(matrix: Matrix, command: Sequence[str]) -> MatrixResult:
     """All that the folder holds of this matrix."""
+    planned = cells_of(matrix)
     cells: dict[str, list[CellResult]] = {variant.name: [] for variant in matrix.variants}
-    data: dict[str, Any] = {}
-    for cell in cells_of(matrix):
+    for cell in planned:
         cells[cell.variant.name].append(cell.read())
-        data = data or data_of(cell)
     reference = matrix.reference
     rounds = {variant.name: _rounds(matrix, variant) for variant in matrix.variants}
     variants = []
@@ -61,16 +68,11 @@ def collect(matrix: Matrix, command: Sequence[str]) -> MatrixResult:
         )
     efficiency = variants[0].efficiency or {}
     return MatrixResult(
-        name=matrix.options.name,
-        split=matrix.options.split,
+        **about(matrix.options, command, planned),
         reference=reference.name,
-        command=["cli.py", *runs.redact_arguments(list(command))],
-        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        data=data,
         variants=variants,
         oracle=oracle_of(cells[reference.name]),
         device=efficiency.get("device"),
-        versions=runs.versions(),
         notes=notes(cells) + _unmeasured(matrix, rounds),
     )
 
@@ -93,32 +95,19 @@ def _rounds(matrix: Matrix, variant: Variant) -> dict[int, dict[str, Any]]:
     return {number: json.loads(path.read_text(encoding="utf-8")) for number, path in paths.items() if path.is_file()}
 
 
-# What a ratio is of, and where a benchmark has it.
-_RATIOS = {
-    "flops": ("flops_per_sample",),
-    "parameters_dense": ("parameters", "dense"),
-    "training_qps": ("training", "samples_per_second"),
-    "inference_qps": ("inference", "samples_per_second"),
-    "latency_p50": ("inference", "latency_ms", "p50"),
-    "peak_memory": ("peak_memory_bytes",),
-}
+RATIOS = ("flops", "parameters_dense", "training_qps", "inference_qps", "latency_p50", "peak_memory")
 
 
 def ratios(own: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
     """Variant over full: the median over the rounds that both have, of the ratio within a round."""
+    pairs = [(Costs.of(own[n]), Costs.of(reference[n])) for n in own.keys() & reference.keys()]
     found = {}
-    for name, keys in _RATIOS.items():
-        pairs = [(_at(own[n], keys), _at(reference[n], keys)) for n in own.keys() & reference.keys()]
-        values = [a / b for a, b in pairs if a is not None and b]
+    for name in RATIOS:
+        both = [(getattr(a, name), getattr(b, name)) for a, b in pairs]
+        values = [a / b for a, b in both if a is not None and b]
         if values:
             found[name] = statistics.median(values)
     return found
-
-
-def _at(node: Any, keys: Sequence[str]) -> float | None:
-    for key in keys:
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
 
 
 def data_of(cell: Cell) -> dict[str, Any]:
@@ -146,38 +135,42 @@ def notes(cells: Mapping[str, Sequence[CellResult]]) -> list[str]:
     return told
 
 
-def write_variants(matrix: Matrix) -> dict[str, Path]:
-    """The whole configuration of each variant in ``variants/NAME.yaml``: ``fit --config`` runs it alone."""
-    folder = matrix.options.folder.absolute() / "variants"
-    folder.mkdir(exist_ok=True)
-    paths = {variant.name: folder / f"{variant.name}.yaml" for variant in matrix.variants}
+def about(options: ExperimentOptions, command: Sequence[str], cells: Sequence[Cell]) -> dict[str, Any]:
+    """What an experiment's result says of itself, whatever it ran."""
+    return {
+        "name": options.name,
+        "split": options.split,
+        "command": ["cli.py", *runs.redact_arguments(list(command))],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "data": next((found for cell in cells if (found := data_of(cell))), {}),
+        "versions": runs.versions(),
+    }
+
+
+def write_plan(matrix: Matrix) -> None:
+    """The whole configuration of each variant in ``variants/NAME.yaml``, which ``fit --config`` runs alone, and the
+    same cells as a sweep."""
+    folder = matrix.options.folder.absolute()
+    (folder / "variants").mkdir(exist_ok=True)
+    paths = {variant.name: folder / "variants" / f"{variant.name}.yaml" for variant in matrix.variants}
     for variant in matrix.variants:
-        _write(paths[variant.name], variant.text())
-    return paths
+        write_whole(paths[variant.name], variant.text())
+    write_whole(folder / "sweep.yaml", sweep(matrix, paths))
 
 
-def write_outputs(matrix: Matrix, result: MatrixResult) -> None:
-    """Write everything into the matrix's folder, show the table, and tell W&B."""
-    from kunlun.experiments.dashboard import log_matrix
+def publish(result: MatrixResult | ScalingResult, folder: Path, variant: Variant) -> None:
+    """Write the results into the experiment's folder, show the tables, and tell W&B, as ``variant`` is told to."""
+    from kunlun.experiments.dashboard import log_result
     from kunlun.experiments.report import write_report
     from kunlun.experiments.table import markdown, terminal
 
-    folder = matrix.options.folder
-    _write(folder / "results.json", result.to_json())
-    _write(folder / "table.md", markdown(result))
-    _write(folder / "sweep.yaml", sweep(matrix, write_variants(matrix)))
+    write_whole(folder / "results.json", result.to_json())
+    write_whole(folder / "table.md", markdown(result))
     write_report([result], folder / "report.html")
     print(f"\n{terminal(result)}\n")
     for name in ("results.json", "table.md", "report.html", "sweep.yaml"):
-        print(f"written: {shown(folder / name)}")
-    options = runs.RunOptions(**matrix.reference.values.get("run") or {})
-    told = log_matrix(result, options, folder)
+        if (folder / name).is_file():
+            print(f"written: {shown(folder / name)}")
+    told = log_result(result, runs.RunOptions(**variant.values.get("run") or {}), folder)
     if told:
         print(told, flush=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: several machines may write it at the same time."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from kunlun.experiments.statistics import Estimate, Fit, interval, paired
 
@@ -74,10 +74,12 @@ class VariantResult:
         return [cell for cell in self.cells if cell.status == "done"]
 
 
-@dataclass(frozen=True)
-class MatrixResult:
-    """A whole matrix."""
+@dataclass(frozen=True, kw_only=True)
+class ExperimentResult:
+    """What the results of every experiment have in common."""
 
+    kind: ClassVar[str]
+    title: ClassVar[str]
     name: str
     split: str
     reference: str
@@ -85,7 +87,6 @@ class MatrixResult:
     created: str
     data: dict[str, Any]
     """name, rows by split, train_rate."""
-    variants: list[VariantResult]
     oracle: dict[str, float] | None = None
     """ne: of the true probabilities on the labels of the split, in a synthetic world."""
     device: str | None = None
@@ -93,18 +94,33 @@ class MatrixResult:
     notes: list[str] = field(default_factory=list)
     """What a reader must know: cells of several commits, what failed …"""
 
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, "kind": self.kind, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def _read(cls, path: Path) -> dict[str, Any]:
+        """The fields in a file that `to_json` made; ValueError if it is none, or of another format."""
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.pop("format", None) != FORMAT or raw.pop("kind", None) != cls.kind:
+            raise ValueError(f"{path} is no results.json of {cls.title} in format {FORMAT}")
+        return raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixResult(ExperimentResult):
+    """A whole matrix."""
+
+    kind = "ablation"
+    title = "an ablation matrix"
+    variants: list[VariantResult]
+
     def variant(self, name: str) -> VariantResult:
         return next(v for v in self.variants if v.name == name)
-
-    def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, "kind": "ablation", **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> MatrixResult:
         """Read ``results.json``; ValueError if it is none or of another format."""
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("format", None) != FORMAT or raw.pop("kind", None) != "ablation":
-            raise ValueError(f"{path} is no results.json of an ablation matrix in format {FORMAT}")
+        raw = cls._read(path)
         variants = [_variant(v) for v in raw.pop("variants")]
         return cls(**raw, variants=variants)
 
@@ -182,34 +198,21 @@ class Ladder:
     power: Fit | None = None
 
 
-@dataclass(frozen=True)
-class ScalingResult:
+@dataclass(frozen=True, kw_only=True)
+class ScalingResult(ExperimentResult):
     """Several ladders on one data set. ``ratios``: model → η / η of the reference."""
 
-    name: str
-    split: str
-    reference: str
-    command: list[str]
-    created: str
-    data: dict[str, Any]
+    kind = "scaling"
+    title = "a scaling law"
     ladders: list[Ladder]
     ratios: dict[str, Estimate]
     base: float
     """C₀ of the laws: the fewest FLOPs of any point."""
-    oracle: dict[str, float] | None = None
-    device: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, "kind": "scaling", **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> ScalingResult:
         """Read ``results.json``; ValueError if it is none or of another format."""
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("format", None) != FORMAT or raw.pop("kind", None) != "scaling":
-            raise ValueError(f"{path} is no results.json of a scaling law in format {FORMAT}")
+        raw = cls._read(path)
         ladders = [_ladder(ladder) for ladder in raw.pop("ladders")]
         ratios = {name: Estimate(**estimate) for name, estimate in raw.pop("ratios").items()}
         return cls(**raw, ladders=ladders, ratios=ratios)

@@ -7,23 +7,21 @@ with a seed of its own; the one with the best NE on the valid split is then trai
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from kunlun.configuration import ConfigError, shown
-from kunlun.experiments.ablate import check_data, prepare_folder, run_cells, stoppable
+from kunlun.configuration import ConfigError
 from kunlun.experiments.benchmark import device_name
 from kunlun.experiments.cells import Cell, Processes
 from kunlun.experiments.matrix import Variant, read_variant
 from kunlun.experiments.options import Asked, ExperimentOptions, read_asked
-from kunlun.experiments.outputs import data_of, notes, oracle_of
+from kunlun.experiments.outputs import about, notes, oracle_of, publish
 from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult
+from kunlun.experiments.running import check_data, exit_code, prepare_folder, run_cells, stoppable
 from kunlun.experiments.statistics import Estimate, Fit, fit_log, fit_power, ratio
-from kunlun.training import runs
 
 
 @dataclass(frozen=True)
@@ -129,18 +127,14 @@ def main(argv: Sequence[str]) -> int:
     folder = plan.options.folder
     prepare_folder(folder)
     check_data(plan.candidates[0].variant)
-    reported: list[Cell] = []
     with stoppable() as processes:
         searched = [cell for model, size in plan.sizes() for cell in search_cells(plan, model, size)]
         _run(plan, f"{plan.options.name}, search", searched, processes)
         reported = [cell for model, size in plan.sizes() for cell in reported_cells(plan, model, size)]
         _run(plan, f"{plan.options.name}, seeds", reported, processes)
     result = collect(plan, ["scaling", *argv])
-    write_outputs(plan, result)
-    if processes.stopped.is_set():
-        print(f"stopped; the same command goes on from here ({shown(folder)})", flush=True)
-        return 130
-    return int(any(cell.read().status != "done" for cell in (*searched, *reported)))
+    publish(result, folder, plan.candidates[0].variant)
+    return exit_code(processes, folder, (cell.read() for cell in (*searched, *reported)))
 
 
 def _run(plan: Plan, title: str, cells: list[Cell], processes: Processes) -> None:
@@ -156,9 +150,9 @@ def search_cells(plan: Plan, model: str, size: int) -> list[Cell]:
 
 def best(plan: Plan, model: str, size: int) -> Candidate | None:
     """The candidate with the lowest NE on valid; None until one of them is done."""
-    found = zip(plan.of(model, size), search_cells(plan, model, size), strict=True)
-    scored = [(cell.read().metrics["ne"], i, c) for i, (c, cell) in enumerate(found) if cell.read().status == "done"]
-    return min(scored)[2] if scored else None
+    trials = [cell.read() for cell in search_cells(plan, model, size)]
+    done = [pair for pair in zip(plan.of(model, size), trials, strict=True) if pair[1].status == "done"]
+    return min(done, key=lambda pair: pair[1].metrics["ne"])[0] if done else None
 
 
 def reported_cells(plan: Plan, model: str, size: int) -> list[Cell]:
@@ -178,7 +172,6 @@ def collect(plan: Plan, command: Sequence[str]) -> ScalingResult:
     reference = _eta(fitted[o.reference])
     etas = {model: eta for model, ladder in fitted.items() if (eta := _eta(ladder)) is not None}
     cells = {f"{m} {p.size}": p.cells for m, ladder in fitted.items() for p in ladder.points}
-    some = [cell for model, size in plan.sizes() for cell in reported_cells(plan, model, size)]
     told = notes(cells)
     for model, size in plan.sizes():
         trials = [cell.read() for cell in search_cells(plan, model, size)]
@@ -187,19 +180,13 @@ def collect(plan: Plan, command: Sequence[str]) -> ScalingResult:
             told.append(
                 f"Size {size + 1} of {model} lost {len(lost)} of {len(trials)} trials of its search: {lost[0]}."
             )
-        elif not any(
-            p.size == str(size + 1) for ladder in ladders.values() if ladder.model == model for p in ladder.points
-        ):
+        elif str(size + 1) not in {point.size for point in ladders[model].points}:
             told.append(
                 f"Size {size + 1} of {model} has no point: no seed finished, or the model has no flops(lengths)."
             )
     return ScalingResult(
-        name=o.name,
-        split=o.split,
+        **about(o, command, [cell for model, size in plan.sizes() for cell in reported_cells(plan, model, size)]),
         reference=o.reference,
-        command=["cli.py", *runs.redact_arguments(list(command))],
-        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        data=next((found for cell in some if (found := data_of(cell))), {}),
         ladders=list(fitted.values()),
         # A slope that is not clearly above 0 is nothing to be a multiple of.
         ratios={
@@ -210,7 +197,6 @@ def collect(plan: Plan, command: Sequence[str]) -> ScalingResult:
         base=base,
         oracle=oracle_of([cell for own in cells.values() for cell in own]),
         device=device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        versions=runs.versions(),
         notes=told,
     )
 
@@ -234,27 +220,8 @@ def _fitted(ladder: Ladder, base: float) -> Ladder:
     sizes = len(set(flops))
     log: Fit | None = fit_log(flops, ne, base) if sizes >= 2 else None
     power: Fit | None = fit_power(flops, ne, base) if sizes >= 4 else None
-    return Ladder(ladder.model, ladder.summary, ladder.points, log, power)
+    return replace(ladder, log=log, power=power)
 
 
 def _eta(ladder: Ladder) -> Estimate | None:
     return ladder.log.coefficients["eta"] if ladder.log else None
-
-
-def write_outputs(plan: Plan, result: ScalingResult) -> None:
-    """Write everything into the folder, show the tables, and tell W&B."""
-    from kunlun.experiments.dashboard import log_scaling
-    from kunlun.experiments.report import write_report
-    from kunlun.experiments.table import markdown, terminal
-
-    folder = plan.options.folder
-    (folder / "results.json").write_text(result.to_json(), encoding="utf-8")
-    (folder / "table.md").write_text(markdown(result), encoding="utf-8")
-    write_report([result], folder / "report.html")
-    print(f"\n{terminal(result)}\n")
-    for name in ("results.json", "table.md", "report.html"):
-        print(f"written: {shown(folder / name)}")
-    options = runs.RunOptions(**plan.candidates[0].variant.values.get("run") or {})
-    told = log_scaling(result, options, folder)
-    if told:
-        print(told, flush=True)

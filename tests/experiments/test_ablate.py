@@ -15,7 +15,7 @@ import yaml
 
 from kunlun.command_line import read_request
 from kunlun.configuration import ConfigError
-from kunlun.experiments import ablate
+from kunlun.experiments import ablate, running
 from kunlun.experiments.matrix import read_matrix
 from kunlun.experiments.outputs import ratios
 from kunlun.experiments.results import MatrixResult
@@ -80,14 +80,14 @@ def test_a_changed_configuration_runs_only_its_own_cells(tmp_path, monkeypatch):
 
 def test_what_cannot_be_begun_is_refused_before_a_cell_runs(tmp_path, monkeypatch):
     fits = Fits(lambda config, seed: 0.9)
-    monkeypatch.setattr(ablate, "Processes", lambda: fits)
+    monkeypatch.setattr(running, "Processes", lambda: fits)
     missing = ["--config", "data/userbehavior.yaml", "--data.path", str(tmp_path / "nothing")]
     with pytest.raises((ConfigError, FileNotFoundError), match="nothing"):
         ablate.main([*FEW[:4], *FEW[6:], *missing, "--out", str(tmp_path / "m")])
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--out: .*cannot be written"):
         ablate.main([*FEW, "--out", str(tmp_path / "file" / "m")])
-    monkeypatch.setattr(ablate, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(running, "SPARE_BYTES", 1 << 60)
     with pytest.raises(ConfigError, match="GiB are free there"):
         ablate.main([*FEW, "--out", str(tmp_path / "m")])
     assert not fits.commands
@@ -119,8 +119,8 @@ def test_a_ratio_is_taken_within_a_round():
 def test_jobs_share_the_cores_and_the_gpus(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert ablate.environment(1, 2, [4, 7]) == {"CUDA_VISIBLE_DEVICES": "7", "OMP_NUM_THREADS": "4"}
-    assert ablate.environment(0, 1, []) == {"OMP_NUM_THREADS": "8"}
+    assert running.environment(1, 2, [4, 7]) == {"CUDA_VISIBLE_DEVICES": "7", "OMP_NUM_THREADS": "4"}
+    assert running.environment(0, 1, []) == {"OMP_NUM_THREADS": "8"}
 
 
 REAL = [
@@ -172,7 +172,7 @@ def test_a_killed_matrix_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
 MACHINE = """
 import sys, time
 from contextlib import contextmanager
-from kunlun.experiments import ablate
+from kunlun.experiments import ablate, running
 from tests.experiments.fits import Fits
 
 class Slow(Fits):
@@ -186,7 +186,7 @@ fits = Slow(lambda config, seed: 0.9)
 def stoppable():
     yield fits
 
-ablate.stoppable, ablate.POLL_SECONDS = stoppable, 0.1
+ablate.stoppable, running.POLL_SECONDS = stoppable, 0.1
 print("begun", flush=True)
 sys.stdin.readline()
 code = ablate.main(sys.argv[1:])

@@ -9,7 +9,7 @@ import pytest
 
 from kunlun.configuration import ConfigError
 from kunlun.experiments import dashboard
-from kunlun.experiments.dashboard import COLUMNS, DashboardOptions, log_matrix, log_scaling, row, workspace
+from kunlun.experiments.dashboard import COLUMNS, DashboardOptions, log_result, row, workspace
 from kunlun.training.runs import RunOptions
 from tests.experiments.support import matrix, scaling
 from tests.wandb_file import read_offline_run
@@ -25,7 +25,7 @@ def logged(folder):
 def test_an_offline_run_holds_the_table_the_charts_and_the_report(tmp_path):
     result = matrix()
     (tmp_path / "report.html").write_text("<h1>report</h1>")
-    told = log_matrix(result, OFFLINE, tmp_path)
+    told = log_result(result, OFFLINE, tmp_path)
     run, files = logged(tmp_path)
     assert (run.project, run.group, run.job_type, run.exit_code) == ("tried", result.name, "table", 0)
     assert run.config["reference"] == result.reference
@@ -56,7 +56,7 @@ def test_a_variant_without_results_is_a_row_of_nothing_but_its_failures():
 def test_a_scaling_experiment_has_a_row_per_training_and_its_slopes(tmp_path):
     result = scaling()
     (tmp_path / "report.html").write_text("<h1>report</h1>")
-    log_scaling(result, OFFLINE, tmp_path)
+    log_result(result, OFFLINE, tmp_path)
     run, files = logged(tmp_path)
     table = json.loads((files / run.history[0]["scaling/table/path"]).read_text())
     done = sum(c.status == "done" for ladder in result.ladders for p in ladder.points for c in p.cells)
@@ -66,8 +66,8 @@ def test_a_scaling_experiment_has_a_row_per_training_and_its_slopes(tmp_path):
 
 def test_nothing_is_written_where_wandb_is_off(tmp_path):
     off = RunOptions(wandb="disabled")
-    assert log_matrix(matrix(), off, tmp_path) is None
-    assert log_scaling(scaling(), off, tmp_path) is None
+    assert log_result(matrix(), off, tmp_path) is None
+    assert log_result(scaling(), off, tmp_path) is None
     assert not list(tmp_path.iterdir())
 
 
