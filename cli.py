@@ -1,4 +1,4 @@
-"""The one entry: python cli.py fit | validate | test | predict | export | benchmark | prepare | generate | inspect.
+"""The one entry: python cli.py COMMAND; `COMMANDS` has them.
 
 Everything heavy is imported on demand.
 """
@@ -49,6 +49,10 @@ EXAMPLES = """\
   python cli.py prepare criteo --raw train.txt --out prepared/criteo
   python cli.py fit --config data/criteo.yaml --data.path prepared/criteo
   python cli.py test --ckpt_path runs/NAME/TIME/checkpoints/best.ckpt"""
+
+
+def _sentence(command: str) -> str:
+    return COMMANDS[command][0].upper() + COMMANDS[command][1:]
 
 
 def help_text() -> str:
@@ -103,7 +107,7 @@ def inspect(argv: list[str]) -> int:
     if argv and argv[0] == "synthetic":
         return _inspect_synthetic(argv[1:])
     if {"-h", "--help"} & set(argv):
-        summary = f"{COMMANDS['inspect'].capitalize()}. Of a synthetic world: inspect synthetic --help."
+        summary = f"{_sentence('inspect')}. Of a synthetic world: inspect synthetic --help."
         return _options_help("inspect DIR", summary, (), InspectionOptions)
     if not argv or argv[0].startswith("-"):
         raise ConfigError("inspect needs a prepared data set first, as in: python cli.py inspect DIR --html page.html")
@@ -115,32 +119,22 @@ def inspect(argv: list[str]) -> int:
     return 0
 
 
-def ablate(argv: list[str]) -> int:
-    """``ablate --config MATRIX.yaml``: its own options are the fields of MatrixOptions."""
-    from kunlun.experiments.matrix import MatrixOptions
+# Experiments of many runs: the module, its options, the file of an example, and what lies under what.
+EXPERIMENTS = {
+    "ablate": ("ablate", "matrix.MatrixOptions", "ablations/matrix.yaml", "variant"),
+    "scaling": ("scaling", "scaling.ScalingOptions", "scaling/kunlun.yaml", "model"),
+}
 
+
+def experiment(command: str, argv: list[str]) -> int:
+    """``COMMAND --config EXPERIMENT.yaml``: its own options are the fields of the experiment's dataclass."""
+    package, (name, options, config, each) = "kunlun.experiments", EXPERIMENTS[command]
     if {"-h", "--help"} & set(argv):
-        summary = (
-            f"{COMMANDS['ablate'].capitalize()}. Further --config files and options of a run lie under every variant."
-        )
-        return _options_help("ablate --config ablations/matrix.yaml", summary, (), MatrixOptions)
-    from kunlun.experiments.ablate import main as run_matrix
-
-    return run_matrix(argv)
-
-
-def scaling(argv: list[str]) -> int:
-    """``scaling --config SCALING.yaml``: its own options are the fields of ScalingOptions."""
-    if {"-h", "--help"} & set(argv):
-        from kunlun.experiments.scaling import ScalingOptions
-
-        summary = (
-            f"{COMMANDS['scaling'].capitalize()}. Further --config files and options of a run lie under every model."
-        )
-        return _options_help("scaling --config scaling/kunlun.yaml", summary, (), ScalingOptions)
-    from kunlun.experiments.scaling import main as run_scaling
-
-    return run_scaling(argv)
+        module, _, options_class = options.partition(".")
+        text = f"{_sentence(command)}. Further --config files and options of a run lie under every {each}."
+        found = getattr(importlib.import_module(f"{package}.{module}"), options_class)
+        return _options_help(f"{command} --config {config}", text, (), found)
+    return importlib.import_module(f"{package}.{name}").main(argv)
 
 
 def dashboard(argv: list[str]) -> int:
@@ -148,7 +142,7 @@ def dashboard(argv: list[str]) -> int:
     from kunlun.experiments.dashboard import DashboardOptions, save_workspace
 
     if {"-h", "--help"} & set(argv):
-        return _options_help("dashboard", f"{COMMANDS['dashboard'].capitalize()}.", (), DashboardOptions)
+        return _options_help("dashboard", f"{_sentence('dashboard')}.", (), DashboardOptions)
     _, options = _read_options("dashboard", argv, (), DashboardOptions)
     print(f"saved: {save_workspace(options)}")
     return 0
@@ -249,6 +243,10 @@ def _read_options(
     return [places.get(key) for key in paths], options
 
 
+# The commands that read their arguments themselves.
+OWN = {"prepare": prepare, "generate": generate, "inspect": inspect, "dashboard": dashboard}
+
+
 def run(argv: list[str]) -> int:
     """Dispatch one command line; the exit code: 0 done, 1 failed, 2 wrong usage or configuration."""
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -257,18 +255,10 @@ def run(argv: list[str]) -> int:
     command, rest = argv[0], argv[1:]
     if command not in COMMANDS:
         raise ConfigError(f"unknown command {command!r}{closest(command, COMMANDS)} (known: {', '.join(COMMANDS)})")
-    if command == "prepare":
-        return prepare(rest)
-    if command == "generate":
-        return generate(rest)
-    if command == "inspect":
-        return inspect(rest)
-    if command == "ablate":
-        return ablate(rest)
-    if command == "scaling":
-        return scaling(rest)
-    if command == "dashboard":
-        return dashboard(rest)
+    if command in EXPERIMENTS:
+        return experiment(command, rest)
+    if command in OWN:
+        return OWN[command](rest)
 
     # Each of these lines imports more than the one before, so a mistake is refused as early as it can be.
     from kunlun.command_line import read_request

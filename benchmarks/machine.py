@@ -5,20 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 
-
-def cpu_model() -> str:
-    """As the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+from kunlun.training.devices import cpu_model
 
 
 def device(threads: int) -> dict[str, str | int | None]:
     """Processor, its cores, and the threads that were used."""
-    return {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": threads}
+    return {"cpu": cpu_model() or platform.processor(), "cores": os.cpu_count(), "threads": threads}
 
 
 def versions(*packages: str) -> dict[str, str]:

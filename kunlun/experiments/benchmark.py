@@ -28,6 +28,7 @@ from kunlun.features import Batch
 from kunlun.training.cli import KunlunCLI
 from kunlun.training.cli import main as run_command
 from kunlun.training.clock import Clock, Mark
+from kunlun.training.devices import device_name
 from kunlun.training.memory import PeakMemory
 from kunlun.training.module import CTRModule
 from kunlun.training.peaks import Peak, peak_of
@@ -247,16 +248,6 @@ def _rates(
     speeds = [n / s for n, s in zip(rows, seconds, strict=True)]
     p25, median, p75 = np.percentile(speeds, [25, 50, 75]).tolist()
     return {"samples_per_second": median, "spread": [p25, p75], "mfu": mfu(flops, median, peak.flops, passes)}
-
-
-def device_name(device: torch.device) -> str:
-    """Of the chip, as the system names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if device.type == "cpu" and info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else device.type
 
 
 def table(name: str, result: dict[str, Any]) -> str:

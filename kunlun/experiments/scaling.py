@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from kunlun.configuration import ConfigError
-from kunlun.experiments.benchmark import device_name
 from kunlun.experiments.cells import Cell, Processes
 from kunlun.experiments.matrix import Variant, read_variant
 from kunlun.experiments.options import Asked, ExperimentOptions, read_asked
@@ -22,6 +21,7 @@ from kunlun.experiments.outputs import about, notes, oracle_of, publish
 from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult
 from kunlun.experiments.running import check_data, exit_code, prepare_folder, run_cells, stoppable
 from kunlun.experiments.statistics import Estimate, Fit, fit_log, fit_power, ratio
+from kunlun.training.devices import device_name
 
 
 @dataclass(frozen=True)
