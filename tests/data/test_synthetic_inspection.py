@@ -23,7 +23,7 @@ from data.synthetic_options import SyntheticInspectionOptions
 from data.synthetic_oracle import summarise
 from data.synthetic_presets import PRESETS
 from kunlun.configuration import ConfigError
-from tests.data.inspection.test_page import PHONE, QUIET, Elements, chromium
+from tests.pages import PHONE, QUIET, Elements, chromium
 
 
 @pytest.fixture(scope="module")

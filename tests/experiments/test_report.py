@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,10 @@ from kunlun.experiments.matrix_charts import components, cost_bars, curves, fore
 from kunlun.experiments.report import report, write_report
 from kunlun.experiments.results import CellResult, MatrixResult, ScalingResult
 from kunlun.experiments.scaling_charts import scaling_plot
-from tests.data.inspection.test_page import QUIET, chromium
 from tests.experiments.support import HOSTILE, cell, failed, matrix, scaling, variant
+from tests.pages import PHONE, QUIET, Elements, chromium
 
 CSS = Path(__file__).resolve().parents[2] / "kunlun" / "experiments" / "report.css"
-PHONE = 390
-
-
-class Elements(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -18,32 +15,7 @@ from data.inspection.page import page
 from data.inspection.prepared import inspect_prepared
 from data.inspection.results import Inspection
 from tests.data.inspection.conftest import Toy
-
-PHONE = 390
-# What a browser does on its own at a start, none of which the page needs.
-QUIET = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-
-
-class Elements(HTMLParser):
-    """Every element's name and attributes, and the text of the scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.cdata_elem == "script":
-            self.scripts[-1] += data
+from tests.pages import PHONE, QUIET, Elements, chromium
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +85,6 @@ def test_charts_show_the_figures(found: Inspection) -> None:
 
 def test_a_sample_says_so(toy: Toy) -> None:
     assert "192 of 940 rows were read" in page(inspect_prepared(toy.path, InspectionOptions(rows=64)))
-
-
-def chromium() -> str:
-    """The browser's program; the test is skipped where there is none."""
-    found = os.environ.get("KUNLUN_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not found:
-        pytest.skip("no chromium found; install it or set KUNLUN_CHROMIUM to the program")
-    return found
 
 
 def test_a_browser_draws_it(toy: Toy, tmp_path: Path) -> None:
