@@ -136,7 +136,10 @@ def _speed(variants: Sequence[VariantResult]) -> Grid:
         cells += [n.scaled(costs.inference_qps), n.times(ratio.get("inference_qps"))]
         cells += [n.significant(costs.latency_p50), n.times(ratio.get("latency_p50")), n.significant(costs.latency_p99)]
         rows.append(_row(variant, cells))
-    note = "Measured apart from quality, on warmed-up steps of a fixed batch; medians over rounds."
+    note = (
+        "Measured apart from quality, on warmed-up steps of a few fixed batches. Figures are of the round in the middle "
+        "by training speed, ratios are medians over rounds."
+    )
     return Grid("speed", "Speed", note, columns, tuple(rows))
 
 
