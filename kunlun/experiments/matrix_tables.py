@@ -137,8 +137,8 @@ def _speed(variants: Sequence[VariantResult]) -> Grid:
         cells += [n.significant(costs.latency_p50), n.times(ratio.get("latency_p50")), n.significant(costs.latency_p99)]
         rows.append(_row(variant, cells))
     note = (
-        "Measured apart from quality, on warmed-up steps of a few fixed batches. Figures are of the round in the middle "
-        "by training speed, ratios are medians over rounds."
+        "Measured apart from quality, on warmed-up steps of a few fixed batches. Figures are of the round in the "
+        "middle by training speed, ratios are medians over rounds."
     )
     return Grid("speed", "Speed", note, columns, tuple(rows))
 
