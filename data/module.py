@@ -82,14 +82,21 @@ class DataModule(L.LightningDataModule):
         # Rows of one request lie side by side unless shuffled: only then is a shared history worth looking for.
         dataset = self.split(name, share_histories=not shuffle)
         trainer = self.trainer
+        world = trainer.world_size if trainer else 1
+        rows = len(dataset)  # type: ignore[arg-type]
+        if shuffle and world > 1 and rows < world * batch_size:
+            raise ValueError(
+                f"{rows} training rows are less than one batch of {batch_size} for each of {world} devices: lower "
+                "data.batch_size, which is per device, or trainer.devices"
+            )
         order = BatchOrder(
-            len(dataset),  # type: ignore[arg-type]
+            rows,
             batch_size,
             shuffle=shuffle,
             seed=self.seed,
-            drop_last=shuffle and len(dataset) > batch_size,  # type: ignore[arg-type]
+            drop_last=shuffle and rows > batch_size,
             rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
+            world=world,
         )
         if shuffle and trainer:
             # Lightning restores where a loader was only in the middle of an epoch, not at its end.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kunlun.checkpoints import SUFFIX, copy_checkpoint, link_checkpoint, state_of
 from kunlun.configuration import shown
@@ -37,6 +38,7 @@ class LastCheckpoints(Checkpoint):
         self._files: list[Path] = []
         self._step, self._time = 0, 0.0
         self._missed = False  # the end of an epoch, at which one was due
+        self._together = 0  # batches of a validation that every process has
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)
@@ -51,12 +53,15 @@ class LastCheckpoints(Checkpoint):
         leaving = self._is_leaving(trainer)
         if (leaving or self._is_due(trainer)) and _can_go_on_from_here(trainer):
             self._save(trainer)
-            self._leave(leaving)
+            self._leave(trainer, leaving)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # After a resumed validation Lightning's counters would for ever look as if one were under way.
         total: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         total.ready = total.started = total.processed = total.completed
+        if trainer.world_size > 1:
+            batches = torch.tensor(sum(trainer.num_val_batches), device=trainer.strategy.root_device)
+            self._together = int(trainer.strategy.reduce(batches, reduce_op="min"))
 
     def on_validation_batch_end(
         self,
@@ -67,12 +72,15 @@ class LastCheckpoints(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not self._is_leaving(trainer):
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        # Processes agree on leaving only where all of them are asked.
+        if (trainer.world_size > 1 and batch_idx >= self._together) or not self._is_leaving(trainer):
             return
         if trainer.global_step != trainer.max_steps:  # else Lightning would take the whole run for done
             _validate_again_when_resumed(trainer)
             self._save(trainer)
-            self._leave(True)
+            self._leave(trainer, True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.max_steps != -1 and trainer.global_step < trainer.max_steps:
@@ -80,7 +88,7 @@ class LastCheckpoints(Checkpoint):
             return
         leaving = self._is_leaving(trainer)
         self._save(trainer)
-        self._leave(leaving)
+        self._leave(trainer, leaving)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.preemption.deferred = False
@@ -116,12 +124,13 @@ class LastCheckpoints(Checkpoint):
         while len(self._files) > self.keep:
             self._files.pop(0).unlink(missing_ok=True)
 
-    def _leave(self, leaving: bool) -> None:
+    def _leave(self, trainer: Trainer, leaving: bool) -> None:
         if not leaving:
             return
-        name = self.preemption.received.name if self.preemption.received is not None else "a signal"
-        saved = f"saved {shown(self._files[-1])}" if self._files else "nothing new to save"
-        print(f"{name}: {saved}; go on with --resume auto", flush=True)
+        if trainer.is_global_zero:
+            name = self.preemption.received.name if self.preemption.received is not None else "a signal"
+            saved = f"saved {shown(self._files[-1])}" if self._files else "nothing new to save"
+            print(f"{name}: {saved}; go on with --resume auto", flush=True)
         raise SystemExit(EXIT_CODE)
 
 
@@ -147,7 +156,7 @@ class BestCheckpoint(ModelCheckpoint):
         score = state_dict["best_model_score"]
         if score is None or not before.is_file() or state_of(before) == "damaged":
             return
-        if before.resolve() != path.resolve() and not path.exists():
+        if before.resolve() != path.resolve() and not path.exists() and getattr(rank_zero_only, "rank", 0) == 0:
             copy_checkpoint(before, path)
         self.best_model_path = self.kth_best_model_path = str(path)
         self.best_model_score = self.kth_value = self.current_score = torch.as_tensor(score)

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
@@ -36,6 +37,7 @@ from kunlun.features import FeatureSchema
 from kunlun.training import out_of_memory, runs
 from kunlun.training.checkpoint_io import SealedCheckpointIO
 from kunlun.training.checkpointing import BestCheckpoint, LastCheckpoints
+from kunlun.training.data_parallel import SparseDDPStrategy
 from kunlun.training.efficiency import EfficiencyMonitor
 from kunlun.training.module import CTRModule
 from kunlun.training.nonfinite import NonFiniteGuard
@@ -72,8 +74,10 @@ def main(request: Request, checker: ConfigChecker, command_line: type[KunlunCLI]
     """
     for text in _NOISE:
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    if not _is_first_process():
+        warnings.simplefilter("ignore")  # the first one says the same
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     cli = (command_line or KunlunCLI)(request, checker)
     try:
         getattr(cli, request.command)()
@@ -216,6 +220,7 @@ class KunlunCLI(LightningCLI):
             config["plugins"] = [*plugins, SealedCheckpointIO()]
         if config["enable_model_summary"] is None:
             config["enable_model_summary"] = False
+        SparseDDPStrategy.register_strategies(StrategyRegistry)
         try:
             return self.trainer_class(**config)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:

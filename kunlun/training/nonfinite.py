@@ -59,20 +59,23 @@ class NonFiniteGuard(Callback):
         if not trainer.strategy.reduce_boolean_decision(is_bad, all=False):
             return
         names = [name for name, p in pl_module.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
+        losses, rows = _of_all_processes(trainer, losses), _of_all_processes(trainer, rows)
         where = self._write(trainer, losses, names, rows)
         what = "the loss" if not bool(losses.isfinite().all()) else f"the gradient of {names[0] if names else '?'}"
         told = f"step {trainer.global_step} of epoch {trainer.current_epoch}: {what} is not finite{where}"
         if self.action == "stop":
-            raise RunError(
+            raise _stopped(
+                trainer,
                 f"{told}. The weights are as they were before it. Look at these rows; a smaller "
                 "training.optimizer.lr or trainer.gradient_clip_val may help, and run.nonfinite=skip leaves such "
-                "batches out."
+                "batches out.",
             )
         self.skipped += 1
         pl_module.log("train/skipped", float(self.skipped), batch_size=1)
         if self.skipped > self.limit:
-            raise RunError(f"{told}. That is more than run.nonfinite_limit={self.limit} batches skipped.")
-        print(f"{told}: skipped ({self.skipped} of at most {self.limit})", flush=True)
+            raise _stopped(trainer, f"{told}. That is more than run.nonfinite_limit={self.limit} batches skipped.")
+        if trainer.is_global_zero:
+            print(f"{told}: skipped ({self.skipped} of at most {self.limit})", flush=True)
         optimizer.zero_grad(set_to_none=True)  # no optimizer touches a parameter without a gradient
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -97,6 +100,20 @@ class NonFiniteGuard(Callback):
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         return f" (its {len(rows)} rows are listed in {shown(path)})"
+
+
+def _of_all_processes(trainer: Trainer, values: Tensor) -> Tensor:
+    """Joined in the order of their ranks: gradients, unlike these, are the same in all of them."""
+    if trainer.world_size == 1:
+        return values
+    found: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(found, values.cpu())
+    return torch.cat(found)
+
+
+def _stopped(trainer: Trainer, told: str) -> BaseException:
+    """All processes stop for one reason; one of them says it."""
+    return RunError(told) if trainer.is_global_zero else SystemExit(1)
 
 
 def _gradients(module: LightningModule) -> list[Tensor]:

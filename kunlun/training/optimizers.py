@@ -127,18 +127,25 @@ class CompositeOptimizer(Float32StateOptimizer):
         self._share()
 
 
+def sparse_tables(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable weights of embeddings with `sparse=True`, under every name that they have in `model`."""
+    return {
+        f"{name}.weight" if name else "weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad
+    }
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> CompositeOptimizer:
     """Row-wise Adagrad for the weights of embeddings with `sparse=True`, AdamW for all other trainable parameters.
 
     Raises:
         ValueError: the model has no trainable parameter.
     """
-    tables: set[Tensor] = set()
+    tables = set(sparse_tables(model).values())
     no_decay: set[Tensor] = set()
     for module in model.modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-            tables.add(module.weight)
-        elif isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm):
             no_decay.update(module.parameters(recurse=False))
     groups: dict[str, list[nn.Parameter]] = {"dense": [], "no_decay": [], "tables": []}
     for name, param in model.named_parameters():

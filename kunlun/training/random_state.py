@@ -59,6 +59,8 @@ class RandomState(Callback):
         if self._restored is not None:
             set_random_state(self._restored)
             self._restored = None
+        elif trainer.global_rank:  # other rows, other dropout; models were made from the same numbers before
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before_validation = random_state()

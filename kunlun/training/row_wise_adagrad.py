@@ -84,7 +84,7 @@ class RowWiseAdagrad(Float32StateOptimizer):
         if not state:
             fill = group["initial_accumulator"]
             state["row_sum"] = torch.full((len(table_ND),), fill, dtype=torch.float32, device=table_ND.device)
-        rows_R, grad_RD = _touched_rows(grad_ND)
+        rows_R, grad_RD = touched_rows(grad_ND)
         if len(rows_R) == 0:
             return
         # On the CPU, index_select, index_copy_ and in-place arithmetic take a third of the time of plain expressions.
@@ -98,7 +98,7 @@ class RowWiseAdagrad(Float32StateOptimizer):
         table_ND.index_copy_(0, rows_R, weight_RD.to(table_ND.dtype))
 
 
-def _touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct touched rows (R,) in ascending order and their summed gradients (R, D) in float32."""
     if not grad.is_sparse:
         rows_R = grad.any(1).nonzero().squeeze(1)
