@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +17,10 @@ from lightning.pytorch import LightningDataModule
 from torch import nn
 
 import kunlun.training.cli  # noqa: F401  # lets a schema be no option
+from data import SyntheticData
+from kunlun.configuration import load_configs
+from kunlun.features import Jagged
+from kunlun.training.module import CTRModule
 from tests.conftest import ROOT
 
 EXPERIMENTS = {"matrix", "scaling"}  # sections of what is no run by itself
@@ -60,13 +66,12 @@ def test_every_ablation_is_there_and_is_a_diff_of_a_few_lines():
 
 def model_of(config: Path) -> nn.Module:
     """On the data of the base config."""
-    base, diff = (yaml.safe_load((ROOT / "configs" / c).read_text()) for c in (Path("base.yaml"), config))
-    model = diff["model"] if "class_path" in diff.get("model", {}) else base["model"]
+    merged = yaml.safe_load(load_configs([str(config)]).dump())
     parser = ArgumentParser()
     parser.add_subclass_arguments(LightningDataModule, "data")
     parser.add_subclass_arguments(nn.Module, "model")
     parser.link_arguments("data.schema", "model.init_args.schema", apply_on="instantiate")
-    return parser.instantiate(parser.parse_object({"data": base["data"], "model": model})).model
+    return parser.instantiate(parser.parse_object({key: merged[key] for key in ("data", "model")})).model
 
 
 def test_baselines_are_about_as_large_as_kunlun():
@@ -81,6 +86,21 @@ def test_baselines_are_about_as_large_as_kunlun():
     for name in BASELINES - {"logistic_regression"}:
         ratios = [ours / full for ours, full in zip(sizes(name), kunlun, strict=True)]
         assert any(0.5 <= ratio <= 2 for ratio in ratios), (name, ratios)
+
+
+@pytest.mark.parametrize("config", ABLATIONS, ids=str)
+def test_every_parameter_has_a_gradient(config):
+    """Data-parallel training waits for all of them, also where a batch has no event at all."""
+    module = CTRModule(model_of(config))
+    batch = SyntheticData().split("train").__getitems__(np.arange(4))
+    nothing = {
+        event: {name: Jagged(x.values[:0], torch.zeros_like(x.offsets), 0) for name, x in columns.items()}
+        for event, columns in batch.events.items()
+    }
+    for rows in (batch, replace(batch, events=nothing)):
+        module.zero_grad()
+        module._loss(module(rows), rows).backward()
+        assert [name for name, p in module.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.parts[0] != "data"], ids=str)

@@ -13,14 +13,21 @@ from kunlun.features import Batch
 
 
 class Trace(Callback):
-    """A line per training batch and per validation, appended to ``path`` in one write each.
+    """A line per training batch and per validation, and one at the end, appended to ``path`` in one write each.
 
     train:  process, "train", epoch, batch, step, seconds since 1970, checksum of the rows, loss
     valid:  process, "valid", epoch, batch, step, seconds since 1970, the metrics
+    end:    process, "end", epochs, 0, step, seconds since 1970, checksum of the weights
+
+    Of several ranks, rank r > 0 has a file of its own, ``path.r``.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.global_rank:
+            self.path += f".{trainer.global_rank}"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -32,6 +39,12 @@ class Trace(Callback):
         if not trainer.sanity_checking:
             values = sorted((k, float(v).hex()) for k, v in trainer.callback_metrics.items() if k.startswith("valid/"))
             self._write("valid", trainer, trainer.fit_loop.batch_idx, " ".join(f"{k}={v}" for k, v in values))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        weights = 0
+        for parameter in pl_module.parameters():
+            weights = zlib.crc32(parameter.detach().cpu().numpy().tobytes(), weights)
+        self._write("end", trainer, 0, f"{weights:08x}")
 
     def _write(self, kind: str, trainer: Trainer, batch: int, told: str) -> None:
         where = f"{os.getpid()} {kind} {trainer.current_epoch} {batch} {trainer.global_step} {time.time():.6f}"

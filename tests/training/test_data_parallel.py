@@ -1,0 +1,182 @@
+"""Two processes on gloo: sparse gradients, steps that all agree on, and a run of cli.py against one process."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from benchmarks import data_parallel as benchmark
+from benchmarks.reliability.attempts import Setting
+from data.order import BatchOrder
+from kunlun.configuration import RunError
+from kunlun.training import data_parallel
+from kunlun.training.data_parallel import SparseDDPStrategy, broadcast_from_first, exchange_sparse_gradients
+from kunlun.training.module import CTRModule
+from kunlun.training.nonfinite import NonFiniteGuard
+from tests.training.test_module import Toy
+from tests.training.test_nonfinite import SCHEMA, Poisoned
+
+WORLD = 2
+ROWS, WIDTHS = 50, (3, 8)
+# Lookups of each rank in a table per backward pass; None: the table has no gradient there.
+LOOKUPS: dict[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None]] = {
+    "both ranks": ((7,), (20,)),
+    "a rank that touches no row": ((0,), (9,)),
+    "a rank without a gradient": ((5,), None),
+    "no rank has a gradient": (None, None),
+    "nobody touches a row": ((0,), (0,)),
+    "two passes": ((6, 4), (0, 30)),
+}
+
+
+def _spawn(worker: Callable[..., None], folder: Path) -> None:
+    mp.spawn(_in_group, args=(worker, folder), nprocs=WORLD)
+
+
+def _in_group(rank: int, worker: Callable[..., None], folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    worker(rank, folder)
+    dist.destroy_process_group()
+
+
+def _gradients(rank: int, case: str, dtype: torch.dtype) -> list[Tensor | None]:
+    """Of one rank, one per table, sparse and not coalesced."""
+    draw = torch.Generator().manual_seed(100 * rank + len(case))
+    found: list[Tensor | None] = []
+    for width, counts in zip(WIDTHS, (LOOKUPS[case][rank], LOOKUPS[case][1 - rank]), strict=True):
+        if counts is None:
+            found.append(None)
+            continue
+        table = nn.Embedding(ROWS, width, sparse=True, dtype=dtype)
+        for count in counts:
+            out = table(torch.randint(0, ROWS // 2, (count,), generator=draw))
+            (out * torch.randn(count, width, generator=draw).to(dtype)).sum().backward()
+        found.append(table.weight.grad)
+    return found
+
+
+def _exchange(rank: int, folder: Path) -> None:
+    for case in LOOKUPS:
+        for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float64, 1e-6)):
+            tables = [nn.Parameter(torch.zeros(ROWS, width, dtype=dtype)) for width in WIDTHS]
+            for table, grad in zip(tables, _gradients(rank, case, dtype), strict=True):
+                table.grad = grad
+            exchange_sparse_gradients(tables)
+            all_ranks = zip(tables, *(_gradients(r, case, dtype) for r in range(WORLD)), strict=True)
+            for table, *gradients in all_ranks:
+                dense = [torch.zeros(table.shape).double() if g is None else g.to_dense().double() for g in gradients]
+                expected = sum(dense) / WORLD
+                if table.grad is None:
+                    assert not any(g is not None and g._nnz() for g in gradients), case
+                    continue
+                assert table.grad.is_sparse
+                assert table.grad.dtype == dtype
+                got = table.grad.to_dense()
+                torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance, msg=case)
+                if got.dtype != torch.bfloat16:
+                    other = [torch.empty_like(got) for _ in range(WORLD)]
+                    dist.all_gather(other, got)
+                    assert torch.equal(*other), case
+    table = nn.Parameter(torch.full((4, 2), float(rank)))
+    broadcast_from_first([table])
+    assert not table.any()
+
+
+def test_the_exchange_is_the_mean_over_ranks(tmp_path: Path) -> None:
+    _spawn(_exchange, tmp_path)
+
+
+def _trained(model: nn.Module, guard: NonFiniteGuard, **options) -> L.Trainer:
+    os.environ["LOCAL_RANK"] = str(dist.get_rank())  # Lightning then starts no processes itself
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options |= {"max_epochs": 1, "limit_val_batches": 0, "enable_checkpointing": False, **quiet}
+    options["use_distributed_sampler"] = False
+    trainer = L.Trainer(accelerator="cpu", devices=WORLD, strategy=SparseDDPStrategy(), callbacks=[guard], **options)
+    trainer.fit(CTRModule(model), Toy(SCHEMA))
+    return trainer
+
+
+def _assert_equal_on_all_ranks(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        other = [torch.empty_like(tensor) for _ in range(WORLD)]
+        dist.all_gather(other, tensor)
+        assert torch.equal(*other), name
+
+
+def _train(rank: int, folder: Path) -> None:
+    exchanged = []
+    exchange = data_parallel.exchange_sparse_gradients
+    data_parallel.exchange_sparse_gradients = lambda tables: exchanged.append(len(tables)) or exchange(tables)
+
+    # Different weights at first, and an exchange per update, not per batch.
+    torch.manual_seed(rank)
+    model = Poisoned(set(), 0.0, "loss")
+    assert _trained(model, NonFiniteGuard(None, "stop", 0), accumulate_grad_batches=2).global_step == 2
+    assert exchanged == [1, 1]
+    _assert_equal_on_all_ranks(model)
+
+    # One rank has a bad batch: both leave it out, and both ranks' rows are named.
+    model, guard = Poisoned({2} if rank else set(), math.nan, "loss"), NonFiniteGuard(folder, "skip", 1)
+    _trained(model, guard)
+    assert guard.skipped == 1
+    assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+    _assert_equal_on_all_ranks(model)
+    if rank == 0:
+        record = json.loads((folder / "nonfinite.jsonl").read_text())
+        assert record["losses"][1] == "nan"
+        assert math.isfinite(float(record["losses"][0]))
+        orders = [BatchOrder(64, 8, shuffle=True, drop_last=True, rank=r, world=WORLD) for r in range(WORLD)]
+        assert record["rows"] == np.concatenate([list(order)[2] for order in orders]).tolist()
+
+    # Or both stop, of which one says why.
+    with pytest.raises(SystemExit if rank else RunError):
+        _trained(Poisoned({1} if rank else set(), math.inf, "table"), NonFiniteGuard(folder, "stop", 0))
+
+
+def test_all_ranks_agree(tmp_path: Path) -> None:
+    _spawn(_train, tmp_path)
+
+
+def test_global_batches_have_the_rows_of_one_rank() -> None:
+    """Training leaves out less than one global batch; evaluation nothing, though a rank may have a batch more."""
+    (single,) = (list(BatchOrder(205, 8, shuffle=True, drop_last=True)),)
+    ranks = [list(BatchOrder(205, 4, shuffle=True, drop_last=True, rank=r, world=2)) for r in range(2)]
+    assert [np.concatenate(parts).tolist() for parts in zip(*ranks, strict=True)] == [rows.tolist() for rows in single]
+    parts = [list(BatchOrder(205, 10, shuffle=False, rank=r, world=2)) for r in range(2)]
+    assert [len(part) for part in parts] == [11, 10]
+    assert sorted(np.concatenate([*parts[0], *parts[1]]).tolist()) == list(range(205))
+
+
+@pytest.mark.slow
+def test_two_ranks_are_level_with_one_and_go_on_after_a_signal(tmp_path: Path) -> None:
+    more = ("--trainer.accumulate_grad_batches=2", "--run.wandb=offline", "--trainer.max_epochs=1")
+    found = benchmark.parity(tmp_path, *more, epochs=1, batches=24)
+    assert found["steps"] == 24
+    assert found["largest_loss_gap"] < 1e-5
+    assert found["loss_gap_between_ranks"] > 1e-3  # they had rows of their own
+    assert found["largest_metric_gap"] < 1e-4
+    assert found["metrics_are_those_of_every_rank"]
+    assert found["largest_weight_gap"] < 1e-3
+    assert found["ranks_end_with_equal_weights"]
+
+    setting = Setting(tmp_path, 1, name="two-ranks", batches=24)
+    (run,) = setting.runs.iterdir()
+    assert len(list(run.rglob("*.wandb"))) == 1
+    assert setting.log.read_text().count("run: ") == 2  # as it starts and as it ends, by one process
+
+    options = (*more, "--model.embedding.dropout=0", *benchmark.WHOLE_SPLIT)
+    expected = [benchmark.traced(setting, rank) for rank in range(benchmark.RANKS)]
+    found = benchmark.resumed(tmp_path, expected, 0, 1, *options, epochs=1, batches=24)
+    assert (found["exit_143"], found["finished"], found["differences"], found["missing"]) == (1, True, 0, 0)
