@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kunlun.checkpoints import SUFFIX, copy_checkpoint, link_checkpoint, state_of
-from kunlun.configuration import shown
+from kunlun.configuration import RunError, shown
 from kunlun.training.preemption import EXIT_CODE, Preemption
 from kunlun.training.runs import CheckpointEvery
 
@@ -31,10 +31,19 @@ class LastCheckpoints(Checkpoint):
         every: when one is due.
         keep: how many are kept.
         preemption: the signals to leave.
+        resumed: the checkpoint that this process goes on from; RunError unless it is that of all others.
     """
 
-    def __init__(self, folder: Path | None, every: CheckpointEvery, keep: int, preemption: Preemption) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        every: CheckpointEvery,
+        keep: int,
+        preemption: Preemption,
+        resumed: Path | None = None,
+    ) -> None:
         self.folder, self.every, self.keep, self.preemption = folder, every, keep, preemption
+        self.resumed = resumed
         self._files: list[Path] = []
         self._step, self._time = 0, 0.0
         self._missed = False  # the end of an epoch, at which one was due
@@ -42,6 +51,12 @@ class LastCheckpoints(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)
+        first = trainer.strategy.broadcast(self.resumed)
+        if trainer.strategy.reduce_boolean_decision(self.resumed != first, all=False):
+            raise RunError(
+                f"rank {trainer.global_rank} would go on from {self.resumed}, rank 0 from {first}: all must see one "
+                "run.root, in which nothing else writes; start again, or name the checkpoint with --resume PATH"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step, self._time = trainer.global_step, time.monotonic()

@@ -406,7 +406,9 @@ class KunlunCLI(LightningCLI):
             ResumedOptions(),
             NonFiniteGuard(run, options.nonfinite, options.nonfinite_limit),
             BestCheckpoint(folder, options.monitor, options.mode),
-            LastCheckpoints(folder, options.checkpoint_every, options.keep_last, self.preemption),
+            LastCheckpoints(
+                folder, options.checkpoint_every, options.keep_last, self.preemption, self.request.checkpoint
+            ),
             LearningRateMonitor(),
             ScoreMonitor(),
             EfficiencyMonitor(),

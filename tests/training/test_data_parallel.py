@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
 from benchmarks import data_parallel as benchmark
@@ -21,9 +22,12 @@ from benchmarks.reliability.attempts import Setting
 from data.order import BatchOrder
 from kunlun.configuration import RunError
 from kunlun.training import data_parallel
+from kunlun.training.checkpointing import LastCheckpoints
 from kunlun.training.data_parallel import SparseDDPStrategy, broadcast_from_first, exchange_sparse_gradients
 from kunlun.training.module import CTRModule
 from kunlun.training.nonfinite import NonFiniteGuard
+from kunlun.training.preemption import Preemption
+from kunlun.training.runs import CheckpointEvery
 from tests.training.test_module import Toy
 from tests.training.test_nonfinite import SCHEMA, Poisoned
 
@@ -98,12 +102,13 @@ def test_the_exchange_is_the_mean_over_ranks(tmp_path: Path) -> None:
     _spawn(_exchange, tmp_path)
 
 
-def _trained(model: nn.Module, guard: NonFiniteGuard, **options) -> L.Trainer:
+def _trained(model: nn.Module, callback: L.Callback, **options) -> L.Trainer:
     os.environ["LOCAL_RANK"] = str(dist.get_rank())  # Lightning then starts no processes itself
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    options |= {"max_epochs": 1, "limit_val_batches": 0, "enable_checkpointing": False, **quiet}
+    options |= {"max_epochs": 1, "limit_val_batches": 0, **quiet}
+    options["enable_checkpointing"] = isinstance(callback, Checkpoint)
     options["use_distributed_sampler"] = False
-    trainer = L.Trainer(accelerator="cpu", devices=WORLD, strategy=SparseDDPStrategy(), callbacks=[guard], **options)
+    trainer = L.Trainer(accelerator="cpu", devices=WORLD, strategy=SparseDDPStrategy(), callbacks=[callback], **options)
     trainer.fit(CTRModule(model), Toy(SCHEMA))
     return trainer
 
@@ -139,6 +144,11 @@ def _train(rank: int, folder: Path) -> None:
         assert math.isfinite(float(record["losses"][0]))
         orders = [BatchOrder(64, 8, shuffle=True, drop_last=True, rank=r, world=WORLD) for r in range(WORLD)]
         assert record["rows"] == np.concatenate([list(order)[2] for order in orders]).tolist()
+
+    # They would go on from different checkpoints: neither begins.
+    last = LastCheckpoints(folder, CheckpointEvery(), 1, Preemption(), folder / "step.ckpt" if rank else None)
+    with pytest.raises(RunError, match="rank 0 from None"):
+        _trained(Poisoned(set(), 0.0, "loss"), last)
 
     # Or both stop, of which one says why.
     with pytest.raises(SystemExit if rank else RunError):
