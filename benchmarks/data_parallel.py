@@ -51,21 +51,22 @@ def finished(setting: Setting, ranks: int, *more: str) -> list[list[Line]]:
     return [traced(setting, rank) for rank in range(ranks)]
 
 
-def parity(folder: Path, *more: str, epochs: int = 2, **settings: Any) -> dict[str, Any]:
+def parity(folder: Path, *more: str, strategy: str = "auto", epochs: int = 2, **settings: Any) -> dict[str, Any]:
     """One rank and two at the same global batches, without dropout: ranks draw it from numbers of their own.
 
-    ``more``: options of both runs.
+    ``more``: options of both runs; ``strategy``: of the two ranks.
     """
-    single, double = (Setting(folder, epochs, name=name, **settings) for name in ("one-rank", "two-ranks"))
+    single, double = (Setting(folder, epochs, name=f"{n}-{strategy}", **settings) for n in ("one-rank", "two-ranks"))
     more = (*more, "--model.embedding.dropout=0", *WHOLE_SPLIT)
     (one,) = finished(single, 1, *more)
-    two = finished(double, RANKS, *more)
+    two = finished(double, RANKS, f"--trainer.strategy={strategy}", *more)
     losses = [_losses(lines) for lines in (one, *two)]
     gaps = [abs(a - sum(b) / RANKS) for a, *b in zip(*losses, strict=True)]
     metrics = [_metrics(lines) for lines in (one, *two)]
     weights = [_weights(setting) for setting in (single, double)]
     return {
         "ranks": RANKS,
+        "strategy": strategy,
         "steps": len(gaps),
         "rows_of_a_step": 16,
         "first_loss_gap": gaps[0],

@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 
 from kunlun.features import Batch
 
@@ -43,7 +44,8 @@ class Trace(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         weights = 0
         for parameter in pl_module.parameters():
-            weights = zlib.crc32(parameter.detach().cpu().numpy().tobytes(), weights)
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            weights = zlib.crc32(whole.detach().cpu().numpy().tobytes(), weights)
         self._write("end", trainer, 0, f"{weights:08x}")
 
     def _write(self, kind: str, trainer: Trainer, batch: int, told: str) -> None:

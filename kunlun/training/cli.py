@@ -39,6 +39,7 @@ from kunlun.training.checkpoint_io import SealedCheckpointIO
 from kunlun.training.checkpointing import BestCheckpoint, LastCheckpoints
 from kunlun.training.data_parallel import SparseDDPStrategy
 from kunlun.training.efficiency import EfficiencyMonitor
+from kunlun.training.fully_sharded import SparseFSDP2Strategy
 from kunlun.training.module import CTRModule
 from kunlun.training.nonfinite import NonFiniteGuard
 from kunlun.training.oracle import known_answer
@@ -221,6 +222,7 @@ class KunlunCLI(LightningCLI):
         if config["enable_model_summary"] is None:
             config["enable_model_summary"] = False
         SparseDDPStrategy.register_strategies(StrategyRegistry)
+        SparseFSDP2Strategy.register_strategies(StrategyRegistry)
         try:
             return self.trainer_class(**config)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:

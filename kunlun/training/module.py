@@ -7,6 +7,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from kunlun.features import Batch, FeatureSchema
@@ -44,6 +45,16 @@ class CTRModule(L.LightningModule):
             }
         )
         self.metrics = cast("dict[str, list[CTRMetrics]]", metrics)
+
+    def configure_model(self) -> None:
+        """Let a strategy split the model that knows how to; TypeError for one that would leave it to this class."""
+        strategy = self.trainer.strategy
+        if hasattr(strategy, "shard"):
+            strategy.shard(self.model)
+        elif isinstance(strategy, ModelParallelStrategy):
+            raise TypeError(
+                f"{type(strategy).__name__} does not say how to split a model; use --trainer.strategy fsdp2"
+            )
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, tasks), float32."""

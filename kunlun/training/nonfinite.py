@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from kunlun.configuration import RunError, shown
@@ -79,12 +80,14 @@ class NonFiniteGuard(Callback):
         optimizer.zero_grad(set_to_none=True)  # no optimizer touches a parameter without a gradient
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        for name, parameter in pl_module.named_parameters():
-            if not _is_finite(parameter.detach()):
-                raise RunError(
-                    f"step {trainer.global_step}: {name} is not finite any more, so no checkpoint is written; those "
-                    "before it are as they were. A smaller training.optimizer.lr or table_lr may help."
-                )
+        names = [name for name, parameter in pl_module.named_parameters() if not _is_finite(parameter.detach())]
+        if trainer.strategy.reduce_boolean_decision(bool(names), all=False):
+            raise _stopped(
+                trainer,
+                f"step {trainer.global_step}: {names[0] if names else 'a weight'} is not finite any more, so no "
+                "checkpoint is written; those before it are as they were. A smaller training.optimizer.lr or table_lr "
+                "may help.",
+            )
 
     def _write(self, trainer: Trainer, losses: Tensor, names: list[str], rows: Tensor) -> str:
         if self.folder is None or not trainer.is_global_zero:
@@ -118,12 +121,18 @@ def _stopped(trainer: Trainer, told: str) -> BaseException:
 
 def _gradients(module: LightningModule) -> list[Tensor]:
     """The gradients that are there; of a sparse one, the rows it has."""
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    grads = [_local(p.grad) for p in module.parameters() if p.grad is not None]
     values = [g._values() if g.is_sparse else g for g in grads]
     return [v for v in values if v.numel()]
 
 
+def _local(tensor: Tensor) -> Tensor:
+    """Of a tensor that is split over the processes, the part of this one."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _is_finite(tensor: Tensor) -> bool:
+    tensor = _local(tensor)
     values = tensor._values() if tensor.is_sparse else tensor
     if values.numel() == 0 or not values.is_floating_point():
         return True

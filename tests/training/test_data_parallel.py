@@ -181,7 +181,7 @@ def test_two_ranks_are_level_with_one_and_go_on_after_a_signal(tmp_path: Path) -
     assert found["largest_weight_gap"] < 1e-3
     assert found["ranks_end_with_equal_weights"]
 
-    setting = Setting(tmp_path, 1, name="two-ranks", batches=24)
+    setting = Setting(tmp_path, 1, name="two-ranks-auto", batches=24)
     (run,) = setting.runs.iterdir()
     assert len(list(run.rglob("*.wandb"))) == 1
     assert setting.log.read_text().count("run: ") == 2  # as it starts and as it ends, by one process

@@ -1,0 +1,84 @@
+"""FSDP2 for the dense part of a model, with its sparse tables left whole on every rank: ``--trainer.strategy fsdp2``.
+
+Weights of the dense part, their gradients and the state of AdamW are split over the ranks; each rank has all weights
+from the forward pass to the end of the backward pass (ZeRO stage 2). Gathering them a second time for the backward pass
+would save memory that tables and activations of these models dwarf. Gradients of tables are exchanged as in DDP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from kunlun.checkpoints import require_whole
+from kunlun.training.data_parallel import broadcast_from_first, exchange_sparse_gradients, let_processes_leave
+from kunlun.training.optimizers import sparse_tables
+
+
+class SparseFSDP2Strategy(ModelParallelStrategy):
+    """All ranks are one data-parallel group. Checkpoints are those of one process: whole, and in one file."""
+
+    _tables: tuple[Tensor, ...] = ()
+    _is_last_batch = True  # of an accumulation
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def shard(self, model: nn.Module) -> None:
+        """Split ``model``, which has one set of values on all ranks then: those of rank 0."""
+        if isinstance(model, FSDPModule):  # from the fit before this test
+            return
+        model.to(self.root_device)
+        broadcast_from_first([*model.parameters(), *model.buffers()])
+        self._tables = tuple(dict.fromkeys(sparse_tables(model).values()))
+        mesh = self.device_mesh["data_parallel"]
+        for layer in layers_of(model):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=False)
+        fully_shard(
+            model, mesh=mesh, reshard_after_forward=False, ignored_params=cast("set[nn.Parameter]", set(self._tables))
+        )
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        self._is_last_batch = False
+        try:
+            yield
+        finally:
+            self._is_last_batch = True
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        super().post_backward(closure_loss)
+        if self._is_last_batch:
+            exchange_sparse_gradients(self._tables)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """RunError: the file is damaged."""
+        require_whole(Path(checkpoint_path))
+        return super().load_checkpoint(checkpoint_path, weights_only=True)
+
+    def on_exception(self, exception: BaseException) -> None:
+        super().on_exception(exception)
+        let_processes_leave(self.launcher)
+
+    @classmethod
+    def register_strategies(cls, strategy_registry: Any) -> None:
+        strategy_registry.register("fsdp2", cls, "FSDP2 for the dense part; tables as in DDP", override=True)
+
+
+def layers_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of module lists: layers, each of which sends its gradients as soon as it has them."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (layer for layer in child if any(True for _ in layer.parameters()))
+        else:
+            yield from layers_of(child)
