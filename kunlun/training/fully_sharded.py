@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from kunlun.checkpoints import require_whole
@@ -35,18 +36,10 @@ class SparseFSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, model: nn.Module) -> None:
-        """Split ``model``, which has one set of values on all ranks then: those of rank 0."""
-        if isinstance(model, FSDPModule):  # from the fit before this test
-            return
-        model.to(self.root_device)
-        broadcast_from_first([*model.parameters(), *model.buffers()])
-        self._tables = tuple(dict.fromkeys(sparse_tables(model).values()))
-        mesh = self.device_mesh["data_parallel"]
-        for layer in layers_of(model):
-            fully_shard(layer, mesh=mesh, reshard_after_forward=False)
-        fully_shard(
-            model, mesh=mesh, reshard_after_forward=False, ignored_params=cast("set[nn.Parameter]", set(self._tables))
-        )
+        """Called by CTRModule, when it is built and before its optimizers are."""
+        if not isinstance(model, FSDPModule):  # else from the fit before this test
+            model.to(self.root_device)
+            self._tables = split_dense(model, self.device_mesh["data_parallel"])
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -73,6 +66,16 @@ class SparseFSDP2Strategy(ModelParallelStrategy):
     @classmethod
     def register_strategies(cls, strategy_registry: Any) -> None:
         strategy_registry.register("fsdp2", cls, "FSDP2 for the dense part; tables as in DDP", override=True)
+
+
+def split_dense(model: nn.Module, mesh: DeviceMesh) -> tuple[Tensor, ...]:
+    """Split the dense part of ``model`` over ``mesh``, with rank 0's values; returns the tables, which stay whole."""
+    broadcast_from_first([*model.parameters(), *model.buffers()])
+    tables = tuple(dict.fromkeys(sparse_tables(model).values()))
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=cast("set[nn.Parameter]", set(tables)))
+    return tables
 
 
 def layers_of(module: nn.Module) -> Iterator[nn.Module]:

@@ -44,7 +44,7 @@ LOOKUPS: dict[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None]] = {
 }
 
 
-def _spawn(worker: Callable[..., None], folder: Path) -> None:
+def spawn(worker: Callable[..., None], folder: Path) -> None:
     mp.spawn(_in_group, args=(worker, folder), nprocs=WORLD)
 
 
@@ -99,7 +99,7 @@ def _exchange(rank: int, folder: Path) -> None:
 
 
 def test_the_exchange_is_the_mean_over_ranks(tmp_path: Path) -> None:
-    _spawn(_exchange, tmp_path)
+    spawn(_exchange, tmp_path)
 
 
 def _trained(model: nn.Module, callback: L.Callback, **options) -> L.Trainer:
@@ -156,7 +156,7 @@ def _train(rank: int, folder: Path) -> None:
 
 
 def test_all_ranks_agree(tmp_path: Path) -> None:
-    _spawn(_train, tmp_path)
+    spawn(_train, tmp_path)
 
 
 def test_global_batches_have_the_rows_of_one_rank() -> None:
