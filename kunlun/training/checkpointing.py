@@ -17,6 +17,7 @@ from kunlun.training.preemption import EXIT_CODE, Preemption
 from kunlun.training.runs import CheckpointEvery
 
 LAST = f"last{SUFFIX}"
+SAVE, LEAVE = 1, 2
 
 
 class LastCheckpoints(Checkpoint):
@@ -65,10 +66,10 @@ class LastCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        leaving = self._is_leaving(trainer)
-        if (leaving or self._is_due(trainer)) and _can_go_on_from_here(trainer):
+        wanted = self._wanted(trainer)
+        if wanted and _can_go_on_from_here(trainer):
             self._save(trainer)
-            self._leave(trainer, leaving)
+            self._leave(trainer, wanted)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # After a resumed validation Lightning's counters would for ever look as if one were under way.
@@ -90,20 +91,20 @@ class LastCheckpoints(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         # Processes agree on leaving only where all of them are asked.
-        if (trainer.world_size > 1 and batch_idx >= self._together) or not self._is_leaving(trainer):
+        if (trainer.world_size > 1 and batch_idx >= self._together) or self._wanted(trainer) != LEAVE:
             return
         if trainer.global_step != trainer.max_steps:  # else Lightning would take the whole run for done
             _validate_again_when_resumed(trainer)
             self._save(trainer)
-            self._leave(trainer, True)
+            self._leave(trainer, LEAVE)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.max_steps != -1 and trainer.global_step < trainer.max_steps:
             self._missed = True  # with max_steps, Lightning would end this epoch a second time
             return
-        leaving = self._is_leaving(trainer)
+        wanted = self._wanted(trainer)
         self._save(trainer)
-        self._leave(trainer, leaving)
+        self._leave(trainer, wanted)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.preemption.deferred = False
@@ -111,18 +112,22 @@ class LastCheckpoints(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.preemption.deferred = False
 
+    def _wanted(self, trainer: Trainer) -> int:
+        """SAVE, LEAVE or 0: the most that any process wants; all of them ask this together. The first has the clock."""
+        wanted = LEAVE if self.preemption.received is not None else SAVE * self._is_due(trainer)
+        if trainer.world_size == 1:
+            return wanted
+        return int(trainer.strategy.reduce(torch.tensor(wanted, device=trainer.strategy.root_device), reduce_op="max"))
+
     def _is_due(self, trainer: Trainer) -> bool:
         every = self.every
         if self._missed:
             return True
         if every.steps is not None and trainer.global_step - self._step >= every.steps:
             return True
-        if every.minutes is None:
+        if every.minutes is None or not trainer.is_global_zero:
             return False
-        return trainer.strategy.broadcast(time.monotonic() - self._time >= 60 * every.minutes)
-
-    def _is_leaving(self, trainer: Trainer) -> bool:
-        return trainer.strategy.reduce_boolean_decision(self.preemption.received is not None, all=False)
+        return time.monotonic() - self._time >= 60 * every.minutes
 
     def _save(self, trainer: Trainer) -> None:
         self._missed = False
@@ -139,8 +144,8 @@ class LastCheckpoints(Checkpoint):
         while len(self._files) > self.keep:
             self._files.pop(0).unlink(missing_ok=True)
 
-    def _leave(self, trainer: Trainer, leaving: bool) -> None:
-        if not leaving:
+    def _leave(self, trainer: Trainer, wanted: int) -> None:
+        if wanted != LEAVE:
             return
         if trainer.is_global_zero:
             name = self.preemption.received.name if self.preemption.received is not None else "a signal"
