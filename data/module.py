@@ -18,6 +18,7 @@ from data.reader import PreparedSplit, Split
 from data.synthetic import SyntheticWorld
 from data.synthetic_oracle import summarise
 from data.synthetic_presets import PRESETS, altered
+from kunlun.configuration import ConfigError
 from kunlun.features import Batch, FeatureSchema
 
 
@@ -84,11 +85,13 @@ class DataModule(L.LightningDataModule):
         trainer = self.trainer
         world = trainer.world_size if trainer else 1
         rows = len(dataset)  # type: ignore[arg-type]
-        if shuffle and world > 1 and rows < world * batch_size:
-            raise ValueError(
-                f"{rows} training rows are less than one batch of {batch_size} for each of {world} devices: lower "
-                "data.batch_size, which is per device, or trainer.devices"
-            )
+        if rows < world * batch_size and world > 1:
+            if shuffle or rows < world:
+                raise ConfigError(
+                    f"data.batch_size: {rows} {name} rows are less than one batch of {batch_size} for each of {world} "
+                    "devices; lower it, or trainer.devices"
+                )
+            batch_size = rows // world  # a rank without a batch would skip an evaluation that the others wait in
         order = BatchOrder(
             rows,
             batch_size,

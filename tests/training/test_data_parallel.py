@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks import data_parallel as benchmark
 from benchmarks.reliability.attempts import Setting
 from data.order import BatchOrder
-from kunlun.configuration import RunError
+from kunlun.configuration import ConfigError, RunError
 from kunlun.training import data_parallel
 from kunlun.training.checkpointing import LastCheckpoints
 from kunlun.training.data_parallel import SparseDDPStrategy, broadcast_from_first, exchange_sparse_gradients
@@ -167,6 +168,23 @@ def test_global_batches_have_the_rows_of_one_rank() -> None:
     parts = [list(BatchOrder(205, 10, shuffle=False, rank=r, world=2)) for r in range(2)]
     assert [len(part) for part in parts] == [11, 10]
     assert sorted(np.concatenate([*parts[0], *parts[1]]).tolist()) == list(range(205))
+
+
+def test_no_rank_is_without_a_batch() -> None:
+    """It would let the others wait for ever."""
+    data = Toy(SCHEMA)
+    seen = []
+    for rank in range(9):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=9)
+        batches = list(data.val_dataloader().batch_sampler)
+        assert batches
+        seen += [row for batch in batches for row in batch.tolist()]
+    assert sorted(seen) == list(range(64))
+    with pytest.raises(ConfigError, match="64 train rows are less than one batch of 8 for each of 9 devices"):
+        data.train_dataloader()
+    data.trainer.world_size = 65
+    with pytest.raises(ConfigError, match="64 valid rows"):
+        data.val_dataloader()
 
 
 @pytest.mark.slow
