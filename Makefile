@@ -54,10 +54,12 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What holds when a run is killed, told to leave or left without a disk (docs/reliability.md); takes long.
+# What holds when a run is killed, told to leave or left without a disk (docs/reliability.md), and of two ranks
+# (docs/scaling.md); takes long.
 reliability: install
 	KUNLUN_LONG=1 $(BIN)/python -m pytest tests/training/test_exact_resume.py
 	$(BIN)/python -m benchmarks.reliability
+	$(BIN)/python -m benchmarks.data_parallel
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

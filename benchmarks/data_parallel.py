@@ -66,7 +66,6 @@ def parity(folder: Path, *more: str, strategy: str = "auto", epochs: int = 2, **
     weights = [_weights(setting) for setting in (single, double)]
     return {
         "ranks": RANKS,
-        "strategy": strategy,
         "steps": len(gaps),
         "rows_of_a_step": 16,
         "first_loss_gap": gaps[0],
@@ -130,19 +129,22 @@ def _weights(setting: Setting) -> list[torch.Tensor]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--signals", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     result: dict[str, Any] = {"benchmark": "data_parallel", "device": device(1)}
     result["versions"] = versions("torch", "lightning", "torchdata")
-    with tempfile.TemporaryDirectory(prefix="data-parallel-") as folder:
-        result["parity"] = parity(Path(folder))
-        print(f"parity: {json.dumps(result['parity'])}", flush=True)
-        unbroken = finished(Setting(Path(folder), 2, name="unbroken"), RANKS)
-        result["resumed"] = resumed(Path(folder), unbroken, args.kills, args.signals)
-        print(f"resumed: {json.dumps(result['resumed'])}", flush=True)
+    for strategy in ("ddp", "fsdp2"):
+        with tempfile.TemporaryDirectory(prefix="data-parallel-") as name:
+            folder, chosen = Path(name), f"--trainer.strategy={strategy}"
+            unbroken = finished(Setting(folder, 2, name="unbroken"), RANKS, chosen)
+            result[strategy] = {
+                "parity": parity(folder, strategy=strategy),
+                "resumed": resumed(folder, unbroken, args.kills, args.signals, chosen),
+            }
+        print(f"{strategy}: {json.dumps(result[strategy])}", flush=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
