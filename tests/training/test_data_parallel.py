@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks import data_parallel as benchmark
 from benchmarks.reliability.attempts import Setting
@@ -24,7 +29,12 @@ from data.order import BatchOrder
 from kunlun.configuration import ConfigError, RunError
 from kunlun.training import data_parallel
 from kunlun.training.checkpointing import LastCheckpoints
-from kunlun.training.data_parallel import SparseDDPStrategy, broadcast_from_first, exchange_sparse_gradients
+from kunlun.training.data_parallel import (
+    SparseDDPStrategy,
+    broadcast_from_first,
+    exchange_sparse_gradients,
+    let_processes_leave,
+)
 from kunlun.training.module import CTRModule
 from kunlun.training.nonfinite import NonFiniteGuard
 from kunlun.training.preemption import Preemption
@@ -106,11 +116,13 @@ def test_the_exchange_is_the_mean_over_ranks(tmp_path: Path) -> None:
 def _trained(model: nn.Module, callback: L.Callback, **options) -> L.Trainer:
     os.environ["LOCAL_RANK"] = str(dist.get_rank())  # Lightning then starts no processes itself
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    options |= {"max_epochs": 1, "limit_val_batches": 0, **quiet}
+    options |= {"max_epochs": 1, **quiet}
     options["enable_checkpointing"] = isinstance(callback, Checkpoint)
     options["use_distributed_sampler"] = False
     trainer = L.Trainer(accelerator="cpu", devices=WORLD, strategy=SparseDDPStrategy(), callbacks=[callback], **options)
-    trainer.fit(CTRModule(model), Toy(SCHEMA))
+    data = Toy(SCHEMA)
+    data.eval_batch_size = 24  # three batches: rank 0 has one more
+    trainer.fit(CTRModule(model), data)
     return trainer
 
 
@@ -126,11 +138,16 @@ def _train(rank: int, folder: Path) -> None:
     exchange = data_parallel.exchange_sparse_gradients
     data_parallel.exchange_sparse_gradients = lambda tables: exchanged.append(len(tables)) or exchange(tables)
 
-    # Different weights at first, and an exchange per update, not per batch.
+    forwards = []
+    forward = DistributedDataParallel.forward
+    DistributedDataParallel.forward = lambda ddp, *inputs: forwards.append(1) or forward(ddp, *inputs)
+
+    # Different weights at first, and an exchange per update, not per batch; nothing is exchanged in evaluation.
     torch.manual_seed(rank)
     model = Poisoned(set(), 0.0, "loss")
     assert _trained(model, NonFiniteGuard(None, "stop", 0), accumulate_grad_batches=2).global_step == 2
     assert exchanged == [1, 1]
+    assert len(forwards) == 4
     _assert_equal_on_all_ranks(model)
 
     # One rank has a bad batch: both leave it out, and both ranks' rows are named.
@@ -158,6 +175,17 @@ def _train(rank: int, folder: Path) -> None:
 
 def test_all_ranks_agree(tmp_path: Path) -> None:
     spawn(_train, tmp_path)
+
+
+def test_no_process_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one that left as it should, with an exit code of its own, end the one that started it."""
+    monkeypatch.setattr(data_parallel, "SECONDS_TO_LEAVE", 0.5)
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), 3, 1)
+    leaving, staying = (subprocess.Popen(["sh", "-c", command]) for command in ("exit 143", "exec sleep 60"))
+    launcher.procs = watched = [leaving, staying]
+    let_processes_leave(launcher)
+    assert watched == []  # what Lightning's observer looks at
+    assert (leaving.wait(), staying.wait()) == (143, -signal.SIGKILL)
 
 
 def test_global_batches_have_the_rows_of_one_rank() -> None:
