@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -43,6 +44,7 @@ from tests.training.test_module import Toy
 from tests.training.test_nonfinite import SCHEMA, Poisoned
 
 WORLD = 2
+NAMES = {"auto", "ddp", "ddp_find_unused_parameters_true", "ddp_spawn"}
 ROWS, WIDTHS = 50, (3, 8)
 # Lookups of each rank in a table per backward pass; None: the table has no gradient there.
 LOOKUPS: dict[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None]] = {
@@ -113,13 +115,14 @@ def test_the_exchange_is_the_mean_over_ranks(tmp_path: Path) -> None:
     spawn(_exchange, tmp_path)
 
 
-def _trained(model: nn.Module, callback: L.Callback, **options) -> L.Trainer:
+def _trained(model: nn.Module, callback: L.Callback, unused: bool = False, **options) -> L.Trainer:
     os.environ["LOCAL_RANK"] = str(dist.get_rank())  # Lightning then starts no processes itself
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     options |= {"max_epochs": 1, **quiet}
     options["enable_checkpointing"] = isinstance(callback, Checkpoint)
     options["use_distributed_sampler"] = False
-    trainer = L.Trainer(accelerator="cpu", devices=WORLD, strategy=SparseDDPStrategy(), callbacks=[callback], **options)
+    strategy = SparseDDPStrategy(find_unused_parameters=unused)
+    trainer = L.Trainer(accelerator="cpu", devices=WORLD, strategy=strategy, callbacks=[callback], **options)
     data = Toy(SCHEMA)
     data.eval_batch_size = 24  # three batches: rank 0 has one more
     trainer.fit(CTRModule(model), data)
@@ -150,6 +153,11 @@ def _train(rank: int, folder: Path) -> None:
     assert len(forwards) == 4
     _assert_equal_on_all_ranks(model)
 
+    model = Poisoned(set(), 0.0, "loss")
+    model.unused = nn.Linear(2, 2)
+    _trained(model, NonFiniteGuard(None, "stop", 0), unused=True)
+    _assert_equal_on_all_ranks(model)
+
     # One rank has a bad batch: both leave it out, and both ranks' rows are named.
     model, guard = Poisoned({2} if rank else set(), math.nan, "loss"), NonFiniteGuard(folder, "skip", 1)
     _trained(model, guard)
@@ -175,6 +183,15 @@ def _train(rank: int, folder: Path) -> None:
 
 def test_all_ranks_agree(tmp_path: Path) -> None:
     spawn(_train, tmp_path)
+
+
+def test_it_is_what_auto_and_ddp_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in StrategyRegistry if name.startswith("ddp")]:
+        monkeypatch.setitem(StrategyRegistry, name, StrategyRegistry[name])  # put back afterwards
+    SparseDDPStrategy.register_strategies(StrategyRegistry)
+    chosen = {name: L.Trainer(accelerator="cpu", devices=2, strategy=name, logger=False).strategy for name in NAMES}
+    assert {name for name, strategy in chosen.items() if type(strategy) is SparseDDPStrategy} == NAMES - {"ddp_spawn"}
+    assert chosen["ddp_find_unused_parameters_true"]._ddp_kwargs == {"find_unused_parameters": True}
 
 
 def test_no_process_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
