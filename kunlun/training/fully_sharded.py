@@ -1,8 +1,9 @@
 """FSDP2 for the dense part of a model, with its sparse tables left whole on every rank: ``--trainer.strategy fsdp2``.
 
 Weights of the dense part, their gradients and the state of AdamW are split over the ranks; each rank has all weights
-from the forward pass to the end of the backward pass (ZeRO stage 2). Gathering them a second time for the backward pass
-would save memory that tables and activations of these models dwarf. Gradients of tables are exchanged as in DDP.
+from the forward pass to the end of the backward pass (ZeRO stage 2). Gathering them anew for the backward pass needs
+hooks on the tensors that a layer returns, and FSDP finds none in a packed sequence. Gradients of tables are exchanged
+as in DDP.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def split_dense(model: nn.Module, mesh: DeviceMesh) -> tuple[Tensor, ...]:
 
 
 def layers_of(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of module lists: layers, each of which sends its gradients as soon as it has them."""
+    """The members of module lists, outermost first: what is gathered and reduced by itself."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from (layer for layer in child if any(True for _ in layer.parameters()))
