@@ -45,7 +45,7 @@ COMPONENTS = {
 }
 BACKGROUND = ("crosses", "memory")
 VALID_ROWS = 8_192
-BATCH = 128
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def compare(world: World, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) ->
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=list(COMPONENTS), default=list(COMPONENTS), help="only these")
-    parser.add_argument("--up", type=float, default=2.0, help="the strength that is turned up")
+    parser.add_argument("--up", type=float, default=3.0, help="the strength that is turned up")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=65_536, help="training rows of a seed")
     parser.add_argument("--preset", default="tiny")

@@ -80,7 +80,7 @@ class SyntheticConfig:
     conversion_rate: float = 0.05
     label_noise: float = 0.0
     max_events: int = 48
-    users: int = 1_000
+    users: int = 100_000
     user_buckets: int = 512
     items: int = 1_024
     categories: int = 32

@@ -10,6 +10,7 @@ impression.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -19,27 +20,27 @@ from data.synthetic_config import TYPES
 from data.synthetic_streams import DEVICES, HOURS, PLACEMENTS, SEGMENTS, Impressions
 
 RECENCY_SHIFTS = (12, 16, 20)  # half-lives of 2^12, 2^16 and 2^20 s: 1.1 hours, 18 hours, 12 days
-FATIGUE_SHIFT = 18  # half-life of 2^18 s = 3 days
+PRESENT_SHIFT = 18  # half-life of 2^18 s = 3 days
 MOTIF_SECONDS = 3600
+DEVICE_SIGNS = (1, -1, -1, 1)  # half of the requests each
 PRICES = 256
 _UNIT = 1 << 16  # 1 in fixed point
 
 
 @dataclass(frozen=True)
 class _Past:
-    """Events of one type: sample (N,), category distance to the candidate's group (N,), same category (N,) bool,
-    age in seconds (N,), and how many each sample has, count (B,)."""
+    """Events of one type: sample (N,), whether they are of the candidate's category and of its group, same and near
+    (N,) bool, age in seconds (N,), and how many each sample has, count (B,)."""
 
     sample: Tensor
-    group: Tensor
-    distance: Tensor
     same: Tensor
+    near: Tensor
     age: Tensor
     count: Tensor
 
-    def total(self, values: Tensor) -> Tensor:
-        """(B,) int64: the sum of ``values`` (N,) over each sample's events; exact, so the order does not matter."""
-        return torch.zeros_like(self.count).index_add_(0, self.sample, values.long())
+    def number(self, chosen: Tensor) -> Tensor:
+        """(B,) float64: how many of each sample's events are ``chosen`` (N,) bool; exact in any order."""
+        return torch.zeros_like(self.count).index_add_(0, self.sample, chosen.long()).double()
 
     def decayed(self, shift: int) -> Tensor:
         """(B,) float64: events of the candidate's category, each worth 2^(-age / 2^shift), linear between powers."""
@@ -70,18 +71,8 @@ class Parts:
         self._signs = {
             (name, use): torch.tensor(_balanced_signs(make_key(seed, 100 + 10 * number + use), card))
             for number, (name, card) in enumerate(cards.items())
-            for use in range(4)
+            for use in range(8)
         }
-        # [device, candidate's group, event's group]: the parity of the bits that device + 1 and g ⊕ g' share.
-        self._codes = torch.tensor(
-            [
-                [
-                    [_parity_sign((device + 1) & (own ^ other)) * (own != other) for other in range(groups)]
-                    for own in range(groups)
-                ]
-                for device in range(DEVICES)
-            ]
-        )
 
     def user_bucket(self, user: Tensor) -> Tensor:
         """(B,) the shown user id in [0, user_buckets)."""
@@ -97,7 +88,7 @@ class Parts:
         parts = (
             self._recency(click),
             self._motif(click),
-            self._long_range((click, conversion, impression)),
+            self._long_range(click),
             self._context(click, sample),
             self._event_types(conversion, impression),
             self._crosses(sample),
@@ -115,15 +106,13 @@ class Parts:
         for number in range(len(TYPES)):
             piece = slice(edges[number], edges[number + 1])
             owner = events.segment[piece] - number * n
-            category = events.category[piece]
-            candidate = sample.category.index_select(0, owner)
-            group = category & (self.groups - 1)
+            # Categories that differ in no bit are the same, in no bit of the group are of one group.
+            apart = events.category[piece] ^ sample.category.index_select(0, owner)
             pasts.append(
                 _Past(
                     sample=owner,
-                    group=group,
-                    distance=(group - candidate) & (self.groups - 1),
-                    same=category == candidate,
+                    same=apart == 0,
+                    near=apart & (self.groups - 1) == 0,
                     age=sample.request_time.index_select(0, owner) - events.time[piece],
                     count=counts[number],
                 )
@@ -136,30 +125,27 @@ class Parts:
         return 2.0 * (today - now) + lately
 
     def _motif(self, click: _Past) -> Tensor:
-        """Neighbouring clicks within an hour: a step to the next group speaks for any candidate, one back against."""
-        step = (click.group[1:] - click.group[:-1]) & (self.groups - 1)
-        near = (click.sample[:-1] == click.sample[1:]) & (click.age[:-1] - click.age[1:] <= MOTIF_SECONDS)
-        sign = (step == 1).long() - (step == self.groups - 1).long()
-        net = torch.zeros_like(click.count).index_add_(0, click.sample[1:], sign * near)
-        return net.double() / (click.count + 4).double()
+        """Clicks in the candidate's category: one that another click followed within an hour did not satisfy."""
+        together = (click.sample[:-1] == click.sample[1:]) & (click.age[:-1] - click.age[1:] <= MOTIF_SECONDS)
+        followed = torch.zeros_like(click.same)
+        followed[:-1] = together
+        satisfied, left = (_saturated(click.number(click.same & chosen)) for chosen in (~followed, followed))
+        return satisfied - 0.5 * left
 
-    def _long_range(self, pasts: tuple[_Past, ...]) -> Tensor:
-        """The share of all events, of any age and type, that lie in the candidate's group."""
-        inside = torch.stack([past.total(past.distance == 0) for past in pasts]).sum(0)
-        return inside.double() / (torch.stack([past.count for past in pasts]).sum(0) + 4).double()
+    def _long_range(self, click: _Past) -> Tensor:
+        """Clicks in the candidate's category: a taste of long ago speaks for it, one of these days is sated."""
+        present = click.decayed(PRESENT_SHIFT)
+        return _saturated(click.number(click.same) - present) - _saturated(present)
 
     def _context(self, click: _Past, sample: Impressions) -> Tensor:
-        """Clicks outside the candidate's group; the request's device decides which of them count for, which against."""
-        # One look-up: the row of the table is (device, group of the candidate), its column the group of the event.
-        context = sample.device * self.groups + (sample.category & (self.groups - 1))
-        cell = context.index_select(0, click.sample) * self.groups + click.group
-        signs = self._codes.to(cell.device).view(-1).index_select(0, cell)
-        return click.total(signs).double() / (click.count + 4).double()
+        """Clicks in the candidate's category; the request's device decides whether they count for or against it."""
+        sign = torch.tensor(DEVICE_SIGNS, device=sample.device.device).index_select(0, sample.device)
+        return sign * _saturated(click.decayed(RECENCY_SHIFTS[-1]))
 
     def _event_types(self, conversion: _Past, impression: _Past) -> Tensor:
         """Conversions in the candidate's group speak for it; impressions of its category, mostly noise, tire."""
-        bought = _saturated(conversion.total(conversion.distance == 0).double())
-        return 2.0 * bought - _saturated(impression.decayed(FATIGUE_SHIFT))
+        bought = _saturated(conversion.number(conversion.near))
+        return 2.0 * bought - _saturated(impression.decayed(PRESENT_SHIFT))
 
     def _crosses(self, sample: Impressions) -> Tensor:
         """Products of hidden signs of 2, 3 and 4 fields, and of a dense feature with a field: no field tells alone."""
@@ -170,21 +156,17 @@ class Parts:
             "segment": sample.segment,
             "group": sample.category & (self.groups - 1),
         }
+        place = {name: number for number, name in enumerate(values)}
 
-        def cross(use: int, *names: str) -> Tensor:
-            product = torch.ones_like(sample.user)
-            for name in names:
-                product = product * self._signs[name, use].to(product.device)[values[name]]
-            return product.double()
+        def sign(name: str, use: int) -> Tensor:
+            return self._signs[name, use].to(sample.user.device).index_select(0, values[name])
 
-        price = standardised(self.price(sample.item), PRICES)
-        return (
-            cross(0, "device", "segment")
-            + cross(0, "placement", "group")
-            + price * cross(1, "segment")
-            + cross(1, "device", "placement", "group")
-            + 0.5 * cross(2, "hour", "device", "placement", "segment")
-        )
+        # Every pair of fields has signs of its own: a field uses another set with each partner.
+        pairs = torch.stack([sign(a, place[b]) * sign(b, place[a]) for a, b in combinations(values, 2)]).sum(0)
+        price = standardised(self.price(sample.item), PRICES) * sign("segment", 5)
+        of_three = sign("device", 6) * sign("placement", 6) * sign("group", 6)
+        of_four = sign("hour", 7) * sign("device", 7) * sign("placement", 7) * sign("segment", 7)
+        return pairs + price + of_three + 0.5 * of_four
 
     def _memory(self, sample: Impressions) -> Tensor:
         """A fixed value of the candidate's item plus one of the shown user id: nothing but memory finds them."""
@@ -195,11 +177,6 @@ class Parts:
 def standardised(level: Tensor, n: int) -> Tensor:
     """(B,) float64: a uniform integer in [0, n) to mean 0 and variance 1."""
     return (level.double() - (n - 1) / 2) * (12.0 / (n * n - 1)) ** 0.5
-
-
-def _parity_sign(number: int) -> int:
-    """-1 for an odd number of one bits, else +1."""
-    return 1 - 2 * (number.bit_count() & 1)
 
 
 def _bell(word: Tensor) -> Tensor:

@@ -243,8 +243,7 @@ class People:
             spacing=_at(tables["spacings"], bits(word, 38, 4)),
             size=size,
             category=below(interest, p.categories),
-            # Most visits of one interest begin on the same side: the order of its two groups carries a signal.
-            side=bits(interest, 0, 1) ^ (bits(word, 58, 3) == 0).long(),
+            side=bits(word, 58, 1),
             noise=_at(tables["noise"], segment // n_samples),
         )
         return self._delayed(visits, slot, days, first_day, period) if p.delayed_conversions else visits

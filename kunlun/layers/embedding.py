@@ -108,9 +108,13 @@ def pooled_bags(schema: FeatureSchema, batch: Batch, tables: EmbeddingTables) ->
 
 class FieldTokens(nn.Module):
     """The context as tokens: the dense features (:func:`dense_features`) are one, each sparse or multi-valued field
-    is one. ``X⁽⁰⁾: (B, tokens, d)``."""
+    is one. ``X⁽⁰⁾: (B, tokens, d)``.
 
-    def __init__(self, schema: FeatureSchema, tables: EmbeddingTables, width: int) -> None:
+    ``norm``: field tokens at unit scale (RMSNorm). Products of tokens as small as initial rows leave a factorization
+    machine next to nothing to learn from at the start. The dense token keeps its magnitude, which says something.
+    """
+
+    def __init__(self, schema: FeatureSchema, tables: EmbeddingTables, width: int, *, norm: bool = False) -> None:
         super().__init__()
         self.schema = schema
         self.fields = (*schema.sparse, *(SparseField(b.name, b.table) for b in schema.bags))
@@ -123,6 +127,7 @@ class FieldTokens(nn.Module):
             weight = torch.empty(self.inputs.count(w), w, width)
             self.weights[str(w)] = nn.Parameter(nn.init.uniform_(weight, -(w**-0.5), w**-0.5))
         self.bias = nn.Parameter(torch.zeros(len(self.fields), width)) if self.fields else None
+        self.norm = nn.RMSNorm(width, eps=1e-6) if norm and self.fields else nn.Identity()
         self.count = len(self.fields) + (self.dense is not None)
         self.width = width
 
@@ -137,7 +142,7 @@ class FieldTokens(nn.Module):
                 places = [i for i, width in enumerate(self.inputs) if width == int(w)]
                 stacked_FBw = torch.stack([found[i] for i in places])
                 projected |= zip(places, torch.bmm(stacked_FBw, weight_Fwd.to(stacked_FBw.dtype)), strict=True)
-            tokens.append(torch.stack([projected[i] for i in range(len(found))], dim=1) + self.bias)
+            tokens.append(self.norm(torch.stack([projected[i] for i in range(len(found))], dim=1) + self.bias))
         if self.dense is not None:
             tokens.append(self.dense(dense_features(self.schema, batch))[:, None])
         return torch.cat(tokens, dim=1)

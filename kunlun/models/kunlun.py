@@ -151,6 +151,7 @@ class Kunlun(nn.Module):
         uniform_events: every event type gets one same tower, at the FLOPs of the personalized ones.
         gdpa, hsp, rote, wukong, embedding: settings of the parts.
         pooling: a pooling module of your own instead of HSP, called with (width, heads, tokens).
+        token_norm: field tokens at unit scale before the first interaction (ours).
         head_hidden: widths of the hidden layers of each task's head.
         dropout: in the head.
 
@@ -174,6 +175,7 @@ class Kunlun(nn.Module):
         wukong: WukongConfig = WukongConfig(),  # noqa: B008
         embedding: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008
         pooling: Callable[[int, int, int], Pooling] | None = None,
+        token_norm: bool = True,
         head_hidden: list[int] | None = None,
         dropout: float = 0.0,
     ) -> None:
@@ -182,7 +184,7 @@ class Kunlun(nn.Module):
             raise ValueError(f"width, layers and context_tokens must be ≥ 1, got {width}, {layers}, {context_tokens}")
         self.schema, self.layers, self.width = schema, layers, width
         self.tables = EmbeddingTables(schema, embedding)
-        self.context = FieldTokens(schema, self.tables, width)
+        self.context = FieldTokens(schema, self.tables, width, norm=token_norm)
         given = {name: tower for name, tower in (towers or {}).items() if tower is not None}
         configs = choose_towers(schema, given, layers, components.event_personalization)
         self._parts = _Parts(width, context_tokens, components, frozenset(drop or ()), gdpa, hsp, pooling)

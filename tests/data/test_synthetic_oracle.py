@@ -162,10 +162,10 @@ def test_ne_of_the_true_probabilities_on_many_labels_is_the_oracle_ne(preset: st
 def test_parts_without_strength_carry_nothing() -> None:
     for part in part_gains(altered(strengths=Strengths())):
         assert (part.share, part.standard_error) == (0.0, 0.0)
-    alone = part_gains(altered(strengths=Strengths(motif=1.0), label_noise=0.1))
+    alone = part_gains(altered(strengths=Strengths(crosses=1.0), label_noise=0.1))
     for part in alone:
-        if part.part == "motif":
-            # All of it, but for what the other parts tell of the motif.
+        if part.part == "crosses":
+            # All of it, but for what the other parts tell of the crosses.
             assert 0.9 < part.share < 1.01
         else:
             assert abs(part.share) < 1e-9

@@ -35,7 +35,7 @@ def many_parts(world: SyntheticWorld) -> torch.Tensor:
 def test_shipped_constants_are_those_of_the_world(many_parts: torch.Tensor) -> None:
     assert shipped_calibration(replace(TINY, train_rows=5)) is CALIBRATIONS["tiny"]
     assert shipped_calibration(replace(TINY, seed=1)) is None
-    # Parts of one user resemble each other: the means of 1,000 users are what every sample estimates.
+    # Parts of one user resemble each other: what every sample estimates are the means over users.
     assert float(many_parts.mean(0).abs().max()) < 0.02
     assert float((many_parts.std(0) - 1).abs().max()) < 0.02
     again = calibrate(TINY, rows=1 << 14)
@@ -82,25 +82,24 @@ def naive_parts(world: SyntheticWorld, batch: Batch, row: int) -> dict[str, floa
         whole, rest = divmod(age, 1 << shift)
         return 2.0**-whole * (1 - rest / (1 << shift) / 2)
 
-    def fresh(event: str, shift: int) -> float:
-        total = sum(decay(age, shift) for age, category in pasts[event] if category == candidate)
-        return total / (1 + total)
+    def decayed(event: str, shift: int) -> float:
+        return sum(decay(age, shift) for age, category in pasts[event] if category == candidate)
 
-    group = candidate % groups
-    clicks = [(age, category % groups) for age, category in pasts["click"]]
-    net = 0
-    for (age, g), (next_age, next_g) in pairwise(clicks):
-        if age - next_age <= 3600:
-            net += (next_g == (g + 1) % groups) - (g == (next_g + 1) % groups)
-    everything = [category % groups for past in pasts.values() for _, category in past]
-    signs = [(-1) ** ((device + 1) & (g ^ group)).bit_count() if g != group else 0 for _, g in clicks]
-    bought = sum(category % groups == group for _, category in pasts["conversion"])
+    def sat(x: float) -> float:
+        return x / (1 + abs(x))
+
+    clicks = pasts["click"]
+    own = [category == candidate for _, category in clicks]
+    pairs = zip(pairwise(age for age, _ in clicks), own[:-1], strict=True)
+    left = sum(same and age - next_age <= 3600 for (age, next_age), same in pairs)
+    present = decayed("click", 18)
+    bought = sum(category % groups == candidate % groups for _, category in pasts["conversion"])
     return {
-        "recency": 2 * (fresh("click", 16) - fresh("click", 12)) + fresh("click", 20),
-        "motif": net / (len(clicks) + 4),
-        "long_range": everything.count(group) / (len(everything) + 4),
-        "context": sum(signs) / (len(clicks) + 4),
-        "event_types": 2 * bought / (1 + bought) - fresh("impression", 18),
+        "recency": 2 * (sat(decayed("click", 16)) - sat(decayed("click", 12))) + sat(decayed("click", 20)),
+        "motif": sat(sum(own) - left) - sat(left) / 2,
+        "long_range": sat(sum(own) - present) - sat(present),
+        "context": (1, -1, -1, 1)[device] * sat(decayed("click", 20)),
+        "event_types": 2 * sat(bought) - sat(decayed("impression", 18)),
     }
 
 
