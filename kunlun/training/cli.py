@@ -47,6 +47,8 @@ from kunlun.training.random_state import RandomState
 from kunlun.training.resumed_options import Patience, ResumedOptions
 from kunlun.training.runs import RunOptions
 from kunlun.training.score_monitor import ScoreMonitor
+from kunlun.training.sharded_checkpoint import plain_state
+from kunlun.training.sharded_strategy import ShardedTablesStrategy, wants_sharding
 from kunlun.training.summary import FitSummary, next_commands
 
 # A schema comes from the data, never from a config: without this jsonargparse wants its fields as options.
@@ -149,6 +151,8 @@ class KunlunCLI(LightningCLI):
         if not self.request.asks_help:
             check_lightning(self.checker, self.tree.values)
         self.tree.values = self.checker.settle(self.tree.values)
+        if self.request.command == "export":
+            _unshard(self.tree.values)
         rest = [token for override in self.request.overrides for token in override.tokens]
         try:
             self.config = parser.parse_args(["--config", self.tree.dump(), *rest])
@@ -216,6 +220,8 @@ class KunlunCLI(LightningCLI):
             config["plugins"] = [*plugins, SealedCheckpointIO()]
         if config["enable_model_summary"] is None:
             config["enable_model_summary"] = False
+        if config["strategy"] == "auto" and wants_sharding(self.model):
+            config["strategy"] = ShardedTablesStrategy()
         try:
             return self.trainer_class(**config)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -341,7 +347,7 @@ class KunlunCLI(LightningCLI):
         assert checkpoint is not None
         loaded = SealedCheckpointIO().load_checkpoint(checkpoint)
         try:
-            self.model.load_state_dict(loaded["state_dict"])
+            self.model.load_state_dict(plain_state(self.model, loaded, checkpoint))
         except (KeyError, TypeError, RuntimeError) as error:
             raise _misfit(checkpoint, error) from error
         schema = replace(self._schema, provenance=runs.redact(self._schema.provenance))
@@ -423,6 +429,13 @@ class KunlunCLI(LightningCLI):
         """The whole configuration as plain values, without what belongs to this command line alone."""
         config = yaml.safe_load(self.parser.dump(self.config))
         return {key: value for key, value in config.items() if key not in ("ckpt_path", "resume", "output", "out")}
+
+
+def _unshard(values: dict[str, Any]) -> None:
+    """An exported model has plain tables, whatever its run had."""
+    embedding = (values["model"].get("init_args") or {}).get("embedding")
+    if embedding:
+        embedding.pop("sharded", None)
 
 
 def _misfit(path: Path | str | None, error: Exception) -> ConfigError:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from kunlun.layers.sharded_tables import ShardedTables
+from kunlun.training.fused_tables import FusedTables
 from kunlun.training.row_wise_adagrad import Float32StateOptimizer, RowWiseAdagrad, evaluate
 
 
@@ -130,6 +132,8 @@ class CompositeOptimizer(Float32StateOptimizer):
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> CompositeOptimizer:
     """Row-wise Adagrad for the weights of embeddings with `sparse=True`, AdamW for all other trainable parameters.
 
+    Sharded tables bring their own row-wise Adagrad; it gets the learning rate of its group, "tables".
+
     Raises:
         ValueError: the model has no trainable parameter.
     """
@@ -165,6 +169,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> CompositeOptim
             table_group, config.table_lr, config.table_eps, config.table_initial_accumulator, config.table_weight_decay
         )
         optimizers.append(adagrad)
+    optimizers += [FusedTables(m, config.table_lr) for m in model.modules() if isinstance(m, ShardedTables)]
     if not optimizers:
         raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True: there is nothing to train")
     return CompositeOptimizer(optimizers)
