@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -35,7 +36,7 @@ from kunlun.training.optimizers import OptimizerConfig
 from kunlun.training.sharded_checkpoint import plain_state, read_tables, write_tables
 from kunlun.training.sharded_strategy import ShardedTablesStrategy
 
-DENSE, TABLES, CHECKPOINT = "dense.pt", "start", "end.ckpt"
+DENSE, TABLES = "dense.pt", "start"
 
 
 class Recorder(Callback):
@@ -108,49 +109,59 @@ def plain_run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"losses": recorder.losses, "tables": {name: tables.weight(name).detach() for name in tables.rows}}
 
 
-def sharded_run(args: argparse.Namespace, folder: Path, world: int, sharding: str) -> dict[str, Any]:
-    """One process of a run with sharded tables, which ends with a checkpoint."""
+def sharded_runs(args: argparse.Namespace, folder: Path, world: int) -> dict[str, Any]:
+    """One process of a run per kind of sharding, each of which ends with a checkpoint."""
+    return {sharding: _sharded_run(args, folder, world, sharding) for sharding in args.shardings}
+
+
+def _sharded_run(args: argparse.Namespace, folder: Path, world: int, sharding: str) -> dict[str, Any]:
     data, module = build(args, sharded=True, world=world)
     module.load_state_dict(torch.load(folder / DENSE, weights_only=True), strict=False)
     recorder, strategy = Recorder(), ShardedTablesStrategy(shardings=[sharding])
     run = trainer(args, world, [recorder, FromTables(folder / TABLES)], strategy=strategy)
     run.fit(module, data)
-    run.save_checkpoint(folder / CHECKPOINT)
+    run.save_checkpoint(folder / f"{sharding}.ckpt")
     return {"losses": recorder.losses, **_of_tables(strategy)}
 
 
-def loaded_run(args: argparse.Namespace, folder: Path, world: int, sharding: str) -> dict[str, Any]:
-    """What a run at another number of processes finds in the checkpoint; it goes no step further."""
-    data, module = build(args, sharded=True, world=world)
-    strategy = ShardedTablesStrategy(shardings=[sharding])
-    trainer(args, world, [], strategy=strategy).fit(module, data, ckpt_path=folder / CHECKPOINT, weights_only=True)
-    return _of_tables(strategy)
+def loaded_runs(args: argparse.Namespace, folder: Path, world: int) -> dict[str, Any]:
+    """What runs at another number of processes find in the checkpoints; they go no step further."""
+    found = {}
+    for sharding in args.shardings:
+        data, module = build(args, sharded=True, world=world)
+        strategy = ShardedTablesStrategy(shardings=[sharding])
+        path = folder / f"{sharding}.ckpt"
+        trainer(args, world, [], strategy=strategy).fit(module, data, ckpt_path=path, weights_only=True)
+        found[sharding] = _of_tables(strategy)
+    return found
 
 
-def exported_tables(args: argparse.Namespace, folder: Path) -> dict[str, Tensor]:
-    """What a plain model has after loading the checkpoint."""
+def plain_tables(args: argparse.Namespace, path: Path) -> dict[str, Tensor]:
+    """What a plain model has after loading the checkpoint ``path``."""
     _, module = build(args, sharded=False, world=1)
-    path = folder / CHECKPOINT
     module.load_state_dict(plain_state(module, SealedCheckpointIO().load_checkpoint(path), path))
     tables: Any = module.model.tables
     return {name: tables.weight(name).detach() for name in tables.rows}
 
 
-def on_processes(run: Callable[..., dict[str, Any]], args: argparse.Namespace, folder: Path, world: int, sharding: str):
-    """What ``run`` returns on each of ``world`` processes."""
+def on_processes(run: Callable[..., Any], folder: Path, world: int, *arguments: Any) -> list[Any]:
+    """What ``run(*arguments)`` returns on each of ``world`` processes: tensors and plain values."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, (run, args, folder, world, sharding, port), nprocs=world)
+    mp.spawn(_process, (run, folder, world, port, arguments), nprocs=world)
     return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def _process(rank: int, run: Callable, args: argparse.Namespace, folder: Path, world: int, sharding: str, port: int):
+def _process(rank: int, run: Callable, folder: Path, world: int, port: int, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(rank)}
-    torch.save(run(args, folder, world, sharding), folder / f"result-{rank}.pt")
+    for name in ("torchrec", "torch.fx._symbolic_trace", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    dist.init_process_group("gloo")
+    torch.save(run(*arguments), folder / f"result-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -175,9 +186,10 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         plain = plain_run(args, folder)
+        processes = on_processes(sharded_runs, folder, args.world, args, folder, args.world)
+        alone = on_processes(loaded_runs, folder, 1, args, folder, 1)[0]
         for sharding in args.shardings:
-            first, *others = on_processes(sharded_run, args, folder, args.world, sharding)
-            alone = on_processes(loaded_run, args, folder, 1, sharding)[0]
+            first = processes[0][sharding]
             differences = [abs(a - b) for a, b in zip(plain["losses"], first["losses"], strict=True)]
             results.append(
                 {
@@ -187,10 +199,12 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
                     "loss_last": plain["losses"][-1],
                     "loss_max_difference": max(differences),
                     "tables_max_difference": _difference(plain["tables"], first["tables"]),
-                    "loaded_by_one_max_difference": _difference(first["tables"], alone["tables"]),
-                    "loaded_by_plain_max_difference": _difference(first["tables"], exported_tables(args, folder)),
-                    "table_bytes_per_process": [one["bytes"] for one in (first, *others)],
-                    "table_bytes_alone": alone["bytes"],
+                    "loaded_by_one_max_difference": _difference(first["tables"], alone[sharding]["tables"]),
+                    "loaded_by_plain_max_difference": _difference(
+                        first["tables"], plain_tables(args, folder / f"{sharding}.ckpt")
+                    ),
+                    "table_bytes_per_process": [one[sharding]["bytes"] for one in processes],
+                    "table_bytes_alone": alone[sharding]["bytes"],
                 }
             )
     return {

@@ -23,7 +23,7 @@ from kunlun.features import Batch, FeatureSchema, SparseField
 from kunlun.layers.embedding import EmbeddingConfig, EmbeddingTables
 
 SHARDINGS = ("table_wise", "row_wise")
-_BLOCK = 1 << 16  # rows that are drawn together
+_BLOCK = 1 << 12  # rows that are drawn together
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ class ShardedTables(nn.Module):
             known, wanted = self._ids[field.table], ids[:, column].contiguous()
             place = torch.searchsorted(known, wanted).clamp_(max=max(len(known) - 1, 0))
             if len(wanted):
-                torch._assert_async((known[place] == wanted).all(), f"an id of {field.table!r} was not fetched")
+                is_there = (known[place] == wanted).all() if len(known) else torch.tensor(False)
+                torch._assert_async(is_there, f"an id of {field.table!r} was not fetched")
             rows = F.embedding(place, self._found[field.table])
             out.append(self.dropout(rows[:, None])[:, 0])
         return out
@@ -147,6 +148,10 @@ class ShardedTables(nn.Module):
                 whole[offset : offset + len(values)] = values
         dist.all_reduce(whole)
         return whole
+
+    def numel(self) -> int:
+        """Of all tables, wherever their rows are."""
+        return sum(self.rows[name] * width for name, width in self.widths.items())
 
     def shards(self) -> dict[str, Any]:
         """``<table>.rows`` (rows, w) and ``<table>.row_sum`` (rows,), as the sharded tensors that they are; a process
@@ -208,6 +213,8 @@ def _shard(
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.embedding_types import EmbeddingComputeKernel
     from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+    from torchrec.distributed.planner.types import PlannerError
     from torchrec.distributed.types import ShardingEnv
 
     fused = {
@@ -237,8 +244,22 @@ def _shard(
     )
     kernels = [EmbeddingComputeKernel.FUSED.value]
     limits = ParameterConstraints(sharding_types=list(shardings), compute_kernels=kernels)
-    planner = EmbeddingShardingPlanner(topology, constraints=dict.fromkeys(tables.rows, limits))
-    plan = planner.collective_plan(whole, [sharder], group)
+    # ``memory`` is the tables' alone: nothing of it is reserved for the dense part.
+    reserved = FixedPercentageStorageReservation(percentage=0.0)
+    planner = EmbeddingShardingPlanner(
+        topology, storage_reservation=reserved, constraints=dict.fromkeys(tables.rows, limits)
+    )
+    # Not ``collective_plan``, after whose failure on the first process the others would wait for ever.
+    told: list[Any] = [None]
+    if group.rank() == 0:
+        try:
+            told = [planner.plan(whole, [sharder])]
+        except PlannerError as error:
+            told = [error]
+    dist.broadcast_object_list(told, group=group)
+    (plan,) = told
+    if isinstance(plan, PlannerError):
+        raise plan
     env = ShardingEnv.from_process_group(group)
     by_width = {
         int(width): sharder.shard(collection, plan.get_plan_for_module(width), env, tables.device)
@@ -259,10 +280,11 @@ def _draw(rows: Tensor, name: str, first: int, std: float) -> None:
     for block in range(first // _BLOCK, -(-(first + len(rows)) // _BLOCK)):
         generator.manual_seed(zlib.crc32(f"{torch.initial_seed()} {name} {block}".encode()))
         begin, end = max(first, block * _BLOCK), min(first + len(rows), (block + 1) * _BLOCK)
-        drawn = torch.empty(end - block * _BLOCK, rows.shape[1]).normal_(std=std, generator=generator)
-        rows[begin - first : end - first] = drawn[begin - block * _BLOCK :]
+        # A whole block, whatever is needed of it: what torch draws depends on how much it draws.
+        drawn = torch.empty(_BLOCK, rows.shape[1]).normal_(std=std, generator=generator)
+        rows[begin - first : end - first] = drawn[begin - block * _BLOCK : end - block * _BLOCK]
 
 
-def _finite_or_nothing(grad: Tensor) -> Tensor:
+def _finite_or_nothing(grad: Tensor | None) -> Tensor | None:
     """Rows move inside the backward pass, before anyone can look at the gradients: let none move by nan."""
-    return torch.where(grad.isfinite().all(), grad, 0.0)
+    return None if grad is None else torch.where(grad.isfinite().all(), grad, 0.0)

@@ -63,6 +63,7 @@ _NOISE = (
     "It is recommended to use `self.log(",  # CTRModule's metrics are exact over processes without it
     "isinstance(treespec, LeafSpec)",  # between Lightning and torch
     "'set_vital' is deprecated",  # between torchdata and torch
+    "deprecating ShardedTensor",  # between TorchRec and torch
 )
 
 
@@ -76,6 +77,8 @@ def main(request: Request, checker: ConfigChecker, command_line: type[KunlunCLI]
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("torchrec", "torch.fx._symbolic_trace"):  # TorchRec warns of its own defaults
+        logging.getLogger(name).setLevel(logging.ERROR)
     cli = (command_line or KunlunCLI)(request, checker)
     try:
         getattr(cli, request.command)()
@@ -151,7 +154,7 @@ class KunlunCLI(LightningCLI):
         if not self.request.asks_help:
             check_lightning(self.checker, self.tree.values)
         self.tree.values = self.checker.settle(self.tree.values)
-        if self.request.command == "export":
+        if self.request.command in ("export", "benchmark"):
             _unshard(self.tree.values)
         rest = [token for override in self.request.overrides for token in override.tokens]
         try:
@@ -432,7 +435,7 @@ class KunlunCLI(LightningCLI):
 
 
 def _unshard(values: dict[str, Any]) -> None:
-    """An exported model has plain tables, whatever its run had."""
+    """Plain tables, whatever the run had: an exported model stands alone, and a measured one on one device."""
     embedding = (values["model"].get("init_args") or {}).get("embedding")
     if embedding:
         embedding.pop("sharded", None)

@@ -33,8 +33,8 @@ class ShardedTablesStrategy(DDPStrategy):
 
     Args:
         shardings: what TorchRec's planner may choose from.
-        memory: GiB that the tables may take on each process; default: what the GPU, or the share of this machine's
-            memory, has.
+        memory: GiB that the tables, and the ids and rows of a lookup, may take on each process; default: half of the
+            GPU's memory, or of this process's share of the machine's.
         process_group_backend: of torch.distributed; default: by device.
     """
 
@@ -168,5 +168,5 @@ class ShardedTablesStrategy(DDPStrategy):
         if self.memory is not None:
             return int(self.memory * 2**30)
         if self.root_device.type == "cuda":
-            return torch.cuda.get_device_properties(self.root_device).total_memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // self.num_processes
+            return torch.cuda.get_device_properties(self.root_device).total_memory // 2
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // self.num_processes // 2
