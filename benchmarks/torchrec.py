@@ -67,9 +67,9 @@ class FromTables(Callback):
 
 
 def build(args: argparse.Namespace, sharded: bool, world: int) -> tuple[SyntheticData, CTRModule]:
-    """Data whose batches are a ``world``-th of the batch, and the model."""
+    """Data whose batches are a ``world``-th of the batch, and the model. There are three batches to validate."""
     seed_everything(0, verbose=False)
-    data = SyntheticData(preset="tiny", batch_size=args.batch_size // world)
+    data = SyntheticData(preset="tiny", batch_size=args.batch_size // world, eval_batch_size=2731)
     embedding = EmbeddingConfig(width=16, widths={"user": 8}, init_std=0.3, sharded=sharded)
     model = Kunlun(data.schema, embedding=embedding)
     optimizer = OptimizerConfig(lr=3e-3, schedule="cosine", warmup_steps=args.steps // 4)
@@ -77,22 +77,22 @@ def build(args: argparse.Namespace, sharded: bool, world: int) -> tuple[Syntheti
 
 
 def trainer(args: argparse.Namespace, world: int, callbacks: list[Callback], **more: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        devices=world,
-        max_steps=args.steps,
-        gradient_clip_val=1.0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        plugins=[SealedCheckpointIO()],
-        callbacks=callbacks,
-        **more,
-    )
+    options = {
+        "accelerator": "cpu",
+        "devices": world,
+        "max_steps": args.steps,
+        "gradient_clip_val": 1.0,
+        "use_distributed_sampler": False,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "plugins": [SealedCheckpointIO()],
+        "callbacks": callbacks,
+    }
+    return Trainer(**(options | more))
 
 
 def plain_run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, Trainer
+from torch import nn
 
 from benchmarks.torchrec import (
     Recorder,
@@ -18,9 +20,10 @@ from benchmarks.torchrec import (
     on_processes,
     trainer,
 )
-from kunlun.configuration import RunError
+from kunlun.configuration import ConfigError, RunError
 from kunlun.layers.embedding import EmbeddingConfig
-from kunlun.training.sharded_checkpoint import KEY, folder_of, remove_unused
+from kunlun.training.checkpoint_io import SealedCheckpointIO
+from kunlun.training.sharded_checkpoint import KEY, folder_of, plain_state, remove_unused
 from kunlun.training.sharded_strategy import ShardedTablesStrategy
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed; `make torchrec` installs it")
@@ -55,26 +58,60 @@ def test_a_checkpoint_of_two_is_loaded_by_one_and_by_a_plain_model(report: dict[
     assert sum(one["table_bytes_per_process"]) == one["table_bytes_alone"]
 
 
+class SavedAt(Callback):
+    """Saves after a step."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
 def resumed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Eight steps, and the last four of them once more from a checkpoint, on one of several processes."""
-    losses = []
-    for ckpt_path in (None, folder / "step=4.ckpt"):
+    """Eight steps and a validation, and the last four steps once more from a checkpoint, on one of two processes."""
+    losses, valid = [], []
+    for ckpt_path in (None, folder / "middle.ckpt"):
         data, module = build(args, sharded=True, world=2)
-        recorder = Recorder()
-        keep = ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1)
-        run = trainer(args, 2, [recorder, keep][: 1 if ckpt_path else 2], strategy=ShardedTablesStrategy())
+        recorder, saved = Recorder(), SavedAt(4, folder / "middle.ckpt")
+        strategy = ShardedTablesStrategy()
+        run = trainer(args, 2, [recorder, saved], strategy=strategy, limit_val_batches=1.0, val_check_interval=8)
         run.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
         losses.append(recorder.losses)
-    return {"unbroken": losses[0], "resumed": losses[1]}
+        valid.append(float(run.callback_metrics["valid/ne"]))
+    run.save_checkpoint(folder / "end.ckpt")
+    return {"unbroken": losses[0], "resumed": losses[1], "valid": valid}
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_bit_for_bit_and_uneven_validations_agree(tmp_path: Path) -> None:
     args = arguments(["--steps", "8", "--batch-size", "32"])
-    for one in on_processes(resumed, tmp_path, 2, args, tmp_path):
+    processes = on_processes(resumed, tmp_path, 2, args, tmp_path)
+    assert len(list(tmp_path.glob("step-*.tables"))) == 2  # of two checkpoints, each with its own
+    # One process validates three batches; of two, one has two batches and the other has one.
+    data, module = build(args, sharded=False, world=1)
+    path = tmp_path / "end.ckpt"
+    module.load_state_dict(plain_state(module, SealedCheckpointIO().load_checkpoint(path), path))
+    (plain,) = trainer(args, 1, [], limit_val_batches=1.0).validate(module, data, verbose=False)
+    for one in processes:
         assert len(one["unbroken"]) == 8
         assert one["resumed"] == one["unbroken"][4:]
-    assert len(list(tmp_path.glob("step-*.tables"))) == 2  # of two checkpoints, each with its own
+        assert one["valid"] == pytest.approx([plain["valid/ne"]] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"accumulate_grad_batches": 2}, "must be 1"), ({"precision": "16-mixed"}, "bf16-mixed")],
+)
+def test_what_would_move_rows_wrongly_is_refused(options: dict[str, Any], told: str) -> None:
+    strategy = ShardedTablesStrategy()
+    strategy.connect(nn.Module())  # type: ignore[arg-type]
+    run = SimpleNamespace(accumulate_grad_batches=options.get("accumulate_grad_batches", 1), precision_plugin=None)
+    if "precision" in options:
+        run.precision_plugin = SimpleNamespace(scaler=object())
+    with pytest.raises(ConfigError, match=told):
+        strategy.setup(run)  # type: ignore[arg-type]
 
 
 def test_tables_that_no_checkpoint_refers_to_are_removed(tmp_path: Path) -> None:
