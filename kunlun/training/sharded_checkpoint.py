@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ def remove_unused(folder: Path) -> None:
     """Remove the tables in ``folder`` that none of its checkpoints refers to any more."""
     used = set()
     for path in folder.glob("*.ckpt"):
-        used.add(Path(torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(KEY, "")).name)
+        with suppress(Exception):  # a damaged checkpoint needs no tables
+            used.add(Path(torch.load(path, map_location="cpu", weights_only=True, mmap=True)[KEY]).name)
     for tables in folder.glob("step-*.tables"):
         if tables.name not in used:
             shutil.rmtree(tables, ignore_errors=True)

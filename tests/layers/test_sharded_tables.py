@@ -21,10 +21,10 @@ CONFIG = EmbeddingConfig(width=8, widths={"shop": 4}, init_std=0.5)
 CPU = torch.device("cpu")
 
 
-def sharded(sharding: str, schema: FeatureSchema | None = None, memory: int = 1 << 30) -> ShardedTables:
+def sharded(*shardings: str, schema: FeatureSchema | None = None, memory: int = 1 << 30) -> ShardedTables:
     torch.manual_seed(3)
     world = torch.distributed.get_world_size()
-    return ShardedTables(schema or toy_schema(), CONFIG, Adagrad(lr=0.5), CPU, world, memory, [sharding])
+    return ShardedTables(schema or toy_schema(), CONFIG, Adagrad(lr=0.5), CPU, world, memory, shardings)
 
 
 def batch_of(rank: int) -> Any:
@@ -50,7 +50,7 @@ def rows_and_moves(sharding: str) -> dict[str, Any]:
     return {"before": before, "after": after, "still": still, "right": right, "local": sum(local)}
 
 
-def errors(_: str) -> dict[str, Any]:
+def errors() -> dict[str, Any]:
     """What is refused, and what nan does, on one of several processes."""
     from torchrec.distributed.planner.types import PlannerError
 
@@ -72,9 +72,9 @@ def errors(_: str) -> dict[str, Any]:
         told["unknown"] = str(error)
     large = replace(toy_schema(), tables={"item": Table(200_000), "shop": Table(20), "device": Table(5)})
     enough = 5 << 20  # 200,000 rows of 8 float32 and a row sum are 6.9 MiB: too much for one process, not for two
-    told["sharded"] = sum(values.nbytes for _, _, values in sharded("row_wise", large, enough)._local())
+    told["sharded"] = sum(values.nbytes for _, _, values in sharded(*SHARDINGS, schema=large, memory=enough)._local())
     try:
-        sharded("table_wise", large, enough)
+        sharded("table_wise", schema=large, memory=enough)
         told["refused"] = ""
     except PlannerError as error:
         told["refused"] = type(error).__name__
@@ -89,7 +89,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[s
 
 
 def _everything() -> dict[str, Any]:
-    return {**{sharding: rows_and_moves(sharding) for sharding in SHARDINGS}, "errors": errors("")}
+    return {**{sharding: rows_and_moves(sharding) for sharding in SHARDINGS}, "errors": errors()}
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.torchrec import (
@@ -21,10 +25,11 @@ from benchmarks.torchrec import (
     trainer,
 )
 from kunlun.configuration import ConfigError, RunError
-from kunlun.layers.embedding import EmbeddingConfig
+from kunlun.exported import load_exported
 from kunlun.training.checkpoint_io import SealedCheckpointIO
 from kunlun.training.sharded_checkpoint import KEY, folder_of, plain_state, remove_unused
 from kunlun.training.sharded_strategy import ShardedTablesStrategy
+from tests.conftest import ROOT
 
 pytest.importorskip("torchrec", reason="TorchRec is not installed; `make torchrec` installs it")
 
@@ -118,8 +123,9 @@ def test_tables_that_no_checkpoint_refers_to_are_removed(tmp_path: Path) -> None
     for name in ("step-1-a.tables", "step-2-b.tables", "other"):
         (tmp_path / name).mkdir()
     torch.save({KEY: str(tmp_path / "step-2-b.tables")}, tmp_path / "last.ckpt")
+    (tmp_path / "damaged.ckpt").write_bytes(b"PK")
     remove_unused(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "other", "step-2-b.tables"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged.ckpt", "last.ckpt", "other", "step-2-b.tables"]
 
 
 def test_tables_are_found_beside_a_checkpoint_that_was_moved(tmp_path: Path) -> None:
@@ -130,6 +136,27 @@ def test_tables_are_found_beside_a_checkpoint_that_was_moved(tmp_path: Path) -> 
     assert folder_of(checkpoint, tmp_path / "last.ckpt") == tmp_path / "step-2-b.tables"
 
 
-def test_widths_are_checked() -> None:
-    with pytest.raises(ValueError, match="widths that 4 divides"):
-        EmbeddingConfig(width=6, sharded=True)
+SHORT = ["--data.init_args.train_rows=1024", "--trainer.max_epochs=1", "--run.wandb=disabled", "--run.name=s"]
+
+
+@pytest.mark.slow
+def test_one_option_shards_and_an_export_is_plain(tmp_path: Path) -> None:
+    option = "--model.init_args.embedding.sharded=true"
+    for given in (
+        ["fit", "--config=models/tiny", option, *SHORT, "--trainer.accelerator=cpu", "--trainer.devices=2"],
+        ["export", "--ckpt_path=runs/s", "--out=exported"],
+    ):
+        command = [sys.executable, str(ROOT / "cli.py"), *given]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs/s").iterdir()
+    (folder,) = (run / "checkpoints").glob("*.tables")
+    model: Any = load_exported(tmp_path / "exported")
+    assert not model.tables.config.sharded
+    pieces = {}
+    for path in folder.iterdir():
+        for name, values in load_file(path).items():
+            pieces.setdefault(name, []).append(len(values))
+    assert sum(pieces["item.rows"]) == sum(pieces["item.row_sum"]) == len(model.tables.weight("item"))
+    counts = json.loads((run / "summary.json").read_text())["parameters"]
+    assert counts["embedding"] == sum(p.numel() for p in model.tables.parameters())
