@@ -6,11 +6,11 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
@@ -23,6 +23,25 @@ from kunlun.training.sharded_checkpoint import KEY, folder_of, read_tables, remo
 def wants_sharding(model: nn.Module) -> bool:
     """Whether ``model`` has tables that wait to be sharded."""
     return any(isinstance(m, EmbeddingTables) and m.config.sharded for m in model.modules())
+
+
+class _EvenLookups(Callback):
+    """Lookups are common to all processes: one that has fewer batches to evaluate takes part in those of the others."""
+
+    def __init__(self, tables: ShardedTables) -> None:
+        self.tables, self._missing = tables, 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own = int(sum(trainer._evaluation_loop.max_batches))
+        most = torch.tensor(own, device=trainer.strategy.root_device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        self._missing = int(most) - own
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for _ in range(self._missing):
+            self.tables.fetch_nothing()
+
+    on_test_start, on_test_epoch_end = on_validation_start, on_validation_epoch_end
 
 
 class ShardedTablesStrategy(DDPStrategy):
@@ -49,7 +68,6 @@ class ShardedTablesStrategy(DDPStrategy):
         self.tables: ShardedTables | None = None
         self._folder: Path | None = None  # of the tables of the checkpoint that is loaded
         self._written: tuple[int, Path] | None = None
-        self._own = self._missing = 0  # batches of an evaluation
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -89,26 +107,17 @@ class ShardedTablesStrategy(DDPStrategy):
                 f"TorchRec has no plan for the tables with {self._bytes() / 2**30:.1f} GiB per process: more "
                 f"processes, narrower tables or fewer rows are needed. It says: {error}"
             ) from error
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # undeclared
+        if self.tables is not None and not any(isinstance(c, _EvenLookups) for c in callbacks):
+            # First of all: at the end of an evaluation others bring processes together too.
+            callbacks.insert(0, _EvenLookups(self.tables))
         super().setup(trainer)
 
-    def on_validation_start(self) -> None:
-        self._count_missing()
-
-    def on_test_start(self) -> None:
-        self._count_missing()
-
-    def validation_step(self, batch: Any, batch_idx: int, *rest: Any) -> Any:
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         # Not through DDP, whose forward may talk to processes that have no batch any more.
         module: Any = self.lightning_module
         with self.precision_plugin.val_step_context():
-            out = module.validation_step(batch, batch_idx, *rest)
-        self._help_others(batch_idx)
-        return out
-
-    def test_step(self, batch: Any, batch_idx: int, *rest: Any) -> Any:
-        out = super().test_step(batch, batch_idx, *rest)
-        self._help_others(batch_idx)
-        return out
+            return module.validation_step(*args, **kwargs)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
@@ -149,20 +158,6 @@ class ShardedTablesStrategy(DDPStrategy):
             partial.rename(path)
         self.barrier()
         return path
-
-    def _count_missing(self) -> None:
-        """Batches that another process has, and this one has not: lookups are common to all."""
-        trainer = cast(Trainer, cast(Any, self.lightning_module).trainer)
-        self._own = int(sum(trainer._evaluation_loop.max_batches))
-        most = torch.tensor(self._own, device=self.root_device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        self._missing = int(most) - self._own
-
-    def _help_others(self, batch_idx: int) -> None:
-        if batch_idx + 1 == self._own:
-            assert self.tables is not None
-            for _ in range(self._missing):
-                self.tables.fetch_nothing()
 
     def _bytes(self) -> int:
         if self.memory is not None:

@@ -74,6 +74,14 @@ class SavedAt(Callback):
             trainer.save_checkpoint(self.path)
 
 
+class Asking(Callback):
+    """Brings all processes together after the first batch of a validation, as checkpoints do on a signal."""
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if index == 0:
+            assert trainer.strategy.reduce_boolean_decision(True)
+
+
 def resumed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Eight steps and a validation, and the last four steps once more from a checkpoint, on one of two processes."""
     losses, valid = [], []
@@ -81,7 +89,9 @@ def resumed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         data, module = build(args, sharded=True, world=2)
         recorder, saved = Recorder(), SavedAt(4, folder / "middle.ckpt")
         strategy = ShardedTablesStrategy()
-        run = trainer(args, 2, [recorder, saved], strategy=strategy, limit_val_batches=1.0, val_check_interval=8)
+        run = trainer(
+            args, 2, [recorder, saved, Asking()], strategy=strategy, limit_val_batches=1.0, val_check_interval=8
+        )
         run.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
         losses.append(recorder.losses)
         valid.append(float(run.callback_metrics["valid/ne"]))
