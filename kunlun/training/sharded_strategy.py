@@ -107,8 +107,10 @@ class ShardedTablesStrategy(DDPStrategy):
                 f"TorchRec has no plan for the tables with {self._bytes() / 2**30:.1f} GiB per process: more "
                 f"processes, narrower tables or fewer rows are needed. It says: {error}"
             ) from error
+        if self.tables is None:
+            raise ConfigError("trainer.strategy: the model has no sharded tables: model.init_args.embedding.sharded")
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # undeclared
-        if self.tables is not None and not any(isinstance(c, _EvenLookups) for c in callbacks):
+        if not any(isinstance(c, _EvenLookups) for c in callbacks):
             # First of all: at the end of an evaluation others bring processes together too.
             callbacks.insert(0, _EvenLookups(self.tables))
         super().setup(trainer)
