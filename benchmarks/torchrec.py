@@ -2,8 +2,9 @@
 
 The same model, from the same weights, learns from the same rows: on one process with plain tables and the whole batch,
 and on several with sharded tables and their part of each batch each. Compared are the loss of every step, averaged over
-the processes, and the tables at the end; once per kind of sharding. Then the tables are saved by all processes and
-loaded by one, and by a plain model; there nothing may differ. Processes are of this machine, and talk by gloo.
+the processes, the tables at the end, and Adagrad's sums of their rows, as a share of the largest; once per kind of
+sharding. Then the tables are saved by all processes and loaded by one, and by a plain model; there nothing may differ.
+Processes are of this machine, and talk by gloo.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from kunlun.models import Kunlun
 from kunlun.training.checkpoint_io import SealedCheckpointIO
 from kunlun.training.module import CTRModule
 from kunlun.training.optimizers import OptimizerConfig
-from kunlun.training.sharded_checkpoint import plain_state, read_tables, write_tables
+from kunlun.training.sharded_checkpoint import folder_of, plain_state, read_tables, write_tables
 from kunlun.training.sharded_strategy import ShardedTablesStrategy
 
 DENSE, TABLES = "dense.pt", "start"
@@ -105,8 +106,27 @@ def plain_run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     begin |= {f"{name}.row_sum": torch.zeros(rows) for name, rows in tables.rows.items()}
     write_tables(folder / TABLES, begin, list(begin))
     recorder = Recorder()
-    trainer(args, 1, [recorder]).fit(module, data)
-    return {"losses": recorder.losses, "tables": {name: tables.weight(name).detach() for name in tables.rows}}
+    run = trainer(args, 1, [recorder])
+    run.fit(module, data)
+    return {
+        "losses": recorder.losses,
+        "tables": {name: tables.weight(name).detach() for name in tables.rows},
+        "sums": {name: _plain_sums(run, tables, name) for name in tables.rows},
+    }
+
+
+def _plain_sums(run: Trainer, tables: Any, name: str) -> Tensor:
+    """Adagrad's sums of the rows of one table."""
+    sums = run.optimizers[0].state[tables.by_width[str(tables.widths[name])].weight]["row_sum"]
+    return sums[tables.first_row[name] :][: tables.rows[name]]
+
+
+def saved_sums(path: Path, rows: dict[str, int]) -> dict[str, Tensor]:
+    """Adagrad's sums in the checkpoint ``path`` of a sharded run."""
+    sums = {name: torch.zeros(count) for name, count in rows.items()}
+    folder = folder_of(SealedCheckpointIO().load_checkpoint(path), path)
+    read_tables(folder, {f"{name}.row_sum": values for name, values in sums.items()}, alone=True)
+    return sums
 
 
 def sharded_runs(args: argparse.Namespace, folder: Path, world: int) -> dict[str, Any]:
@@ -191,6 +211,8 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
         for sharding in args.shardings:
             first = processes[0][sharding]
             differences = [abs(a - b) for a, b in zip(plain["losses"], first["losses"], strict=True)]
+            sums = saved_sums(folder / f"{sharding}.ckpt", {name: len(t) for name, t in plain["tables"].items()})
+            largest = max(float(values.max()) for values in sums.values())
             results.append(
                 {
                     "sharding": sharding,
@@ -199,6 +221,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
                     "loss_last": plain["losses"][-1],
                     "loss_max_difference": max(differences),
                     "tables_max_difference": _difference(plain["tables"], first["tables"]),
+                    "row_sums_max_difference": _difference(plain["sums"], sums) / largest,
                     "loaded_by_one_max_difference": _difference(first["tables"], alone[sharding]["tables"]),
                     "loaded_by_plain_max_difference": _difference(
                         first["tables"], plain_tables(args, folder / f"{sharding}.ckpt")

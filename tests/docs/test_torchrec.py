@@ -21,7 +21,11 @@ def test_the_figures_are_those_of_the_benchmark():
         ),
         ("largest difference of an element of a table after them", lambda r: f"{r['tables_max_difference']:.1e}"),
         (
-            "the same between the run and its checkpoint, loaded by one process",
+            "… of a row's Adagrad sum, as a share of the largest sum",
+            lambda r: f"{r['row_sums_max_difference']:.1e}",
+        ),
+        (
+            "largest difference of an element between the run and its checkpoint, loaded by one process",
             lambda r: f"{r['loaded_by_one_max_difference']:g}",
         ),
         ("… loaded by a plain model", lambda r: f"{r['loaded_by_plain_max_difference']:g}"),

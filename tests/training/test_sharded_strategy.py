@@ -52,6 +52,7 @@ def test_losses_are_those_of_plain_tables(report: dict[str, Any], sharding: str)
     assert one["loss_last"] != one["loss_first"]
     assert one["loss_max_difference"] < 1e-4
     assert one["tables_max_difference"] < 1e-2
+    assert one["row_sums_max_difference"] < 1e-2
 
 
 @pytest.mark.slow
