@@ -41,8 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
-# Sharded tables (docs/torchrec.md). TorchRec asks for a torchmetrics of 2023, which only its own metrics need, and for the
-# GPU's kernels also where there is no GPU; hence without what it asks for, which the extra has.
+# Sharded tables (docs/torchrec.md). TorchRec asks for an old torchmetrics, which nothing here needs, and for the GPU's
+# kernels also where there is no GPU; hence without what it asks for: the extra has what it needs.
 torchrec: install
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torchrec]'
 	$(PIP) install --quiet --no-deps torchrec==1.8.0 $(FBGEMM)
