@@ -1,15 +1,17 @@
-# make install | fit | test | lint | format | reliability | clean
+# make install | torchrec | fit | test | lint | format | reliability | clean
 #
 # PYTHON       the interpreter to build .venv with (3.11 or newer)
 # TORCH_INDEX  where to take torch from; empty: the default index, whose torch for Linux is the CUDA build.
 #              Without a GPU:  make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # EXTRAS       optional dependencies to install: dev, bench, spark (as in EXTRAS=dev,bench)
+# FBGEMM       the kernels under TorchRec; with a GPU:  make torchrec FBGEMM=fbgemm-gpu==1.8.0
 # FIT_ARGS     more arguments of `make fit`, as in: make fit FIT_ARGS="--trainer.max_epochs 1"
 # PYTEST_ARGS  how pytest runs; one process: make test PYTEST_ARGS=
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 EXTRAS ?= dev
+FBGEMM ?= fbgemm-gpu-cpu==1.8.0
 FIT_ARGS ?=
 PYTEST_ARGS ?= -n auto --dist loadscope
 
@@ -20,7 +22,7 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test lint format reliability clean
+.PHONY: help install torchrec fit test lint format reliability clean
 
 help:
 	@awk '/^#/ { sub(/^# ?/, ""); print; next } { exit }' Makefile
@@ -38,6 +40,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
+
+# Sharded tables (docs/torchrec.md). TorchRec asks for an old torchmetrics, which nothing here needs, and for the GPU's
+# kernels also where there is no GPU; hence without what it asks for: the extra has what it needs.
+torchrec: install
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torchrec]'
+	$(PIP) install --quiet --no-deps torchrec==1.8.0 $(FBGEMM)
 
 fit: install
 	$(BIN)/python cli.py fit --config ablations/kunlun.yaml $(FIT_ARGS)

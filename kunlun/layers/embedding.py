@@ -6,6 +6,7 @@ Legend: B rows · F sparse fields · N packed events · w table width · d token
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import cast
 
 import torch
@@ -30,6 +31,9 @@ class EmbeddingConfig:
     """Gradients of the rows a batch touched, for row-wise Adagrad. False: gradients as large as the tables, and the
     optimizer of the dense part; for small tables, and for training under torch.compile with inductor, which has no
     sparse tensors."""
+    sharded: bool = False
+    """Spread the tables over the processes with TorchRec, so that together they may be larger than the memory of one;
+    their row-wise Adagrad then steps inside the backward pass (docs/torchrec.md)."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or any(w < 1 for w in self.widths.values()):
@@ -38,17 +42,28 @@ class EmbeddingConfig:
             raise ValueError(f"embedding.init_std must be > 0, got {self.init_std}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"embedding.dropout must lie in [0, 1), got {self.dropout}")
+        if self.sharded and any(w % 4 for w in (self.width, *self.widths.values())):
+            raise ValueError(
+                f"embedding.sharded: TorchRec takes widths that 4 divides, got {self.width} and {self.widths}"
+            )
+        if self.sharded and find_spec("torchrec") is None:
+            raise ValueError("embedding.sharded: TorchRec is not installed; `make torchrec` installs it")
 
 
 class EmbeddingTables(nn.Module):
     """All tables of a schema. Tables of one width lie in one parameter, end to end, so that a batch costs one
-    gather and one sparse gradient per width, not one per field."""
+    gather and one sparse gradient per width, not one per field.
+
+    With ``config.sharded`` they take no memory, on the device ``meta``, and wait to be replaced by
+    :class:`~kunlun.layers.sharded_tables.ShardedTables`, once it is known which processes there are.
+    """
 
     def __init__(self, schema: FeatureSchema, config: EmbeddingConfig) -> None:
         super().__init__()
         unknown = set(config.widths) - set(schema.tables)
         if unknown:
             raise ValueError(f"embedding.widths: no table {sorted(unknown)}; there are {sorted(schema.tables)}")
+        self.config = config
         self.widths = {name: config.widths.get(name, config.width) for name in schema.tables}
         self.first_row: dict[str, int] = {}
         rows: dict[int, int] = {}
@@ -57,8 +72,9 @@ class EmbeddingTables(nn.Module):
             self.first_row[name] = rows.get(width, 0)
             rows[width] = self.first_row[name] + table.rows
         self.rows = {name: table.rows for name, table in schema.tables.items()}
+        device = "meta" if config.sharded else None
         by_width = nn.ModuleDict(
-            {str(w): nn.Embedding(count, w, sparse=config.sparse_gradients) for w, count in rows.items()}
+            {str(w): nn.Embedding(count, w, sparse=config.sparse_gradients, device=device) for w, count in rows.items()}
         )
         self.by_width = cast("dict[str, nn.Embedding]", by_width)
         self.dropout = nn.Dropout1d(config.dropout) if config.dropout else nn.Identity()

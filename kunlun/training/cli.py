@@ -50,6 +50,8 @@ from kunlun.training.random_state import RandomState
 from kunlun.training.resumed_options import Patience, ResumedOptions
 from kunlun.training.runs import RunOptions
 from kunlun.training.score_monitor import ScoreMonitor
+from kunlun.training.sharded_checkpoint import plain_state
+from kunlun.training.sharded_strategy import ShardedTablesStrategy, wants_sharding
 from kunlun.training.summary import FitSummary, next_commands
 
 # A schema comes from the data, never from a config: without this jsonargparse wants its fields as options.
@@ -64,6 +66,7 @@ _NOISE = (
     "It is recommended to use `self.log(",  # CTRModule's metrics are exact over processes without it
     "isinstance(treespec, LeafSpec)",  # between Lightning and torch
     "'set_vital' is deprecated",  # between torchdata and torch
+    "deprecating ShardedTensor",  # between TorchRec and torch
 )
 
 
@@ -79,6 +82,8 @@ def main(request: Request, checker: ConfigChecker, command_line: type[KunlunCLI]
         warnings.simplefilter("ignore")  # the first one says the same
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
+    for name in ("torchrec", "torch.fx._symbolic_trace"):  # TorchRec warns of its own defaults
+        logging.getLogger(name).setLevel(logging.ERROR)
     cli = (command_line or KunlunCLI)(request, checker)
     try:
         getattr(cli, request.command)()
@@ -154,6 +159,8 @@ class KunlunCLI(LightningCLI):
         if not self.request.asks_help:
             check_lightning(self.checker, self.tree.values)
         self.tree.values = self.checker.settle(self.tree.values)
+        if self.request.command in ("export", "benchmark"):
+            _unshard(self.tree.values)
         rest = [token for override in self.request.overrides for token in override.tokens]
         try:
             self.config = parser.parse_args(["--config", self.tree.dump(), *rest])
@@ -223,6 +230,8 @@ class KunlunCLI(LightningCLI):
             config["enable_model_summary"] = False
         SparseDDPStrategy.register_strategies(StrategyRegistry)
         SparseFSDP2Strategy.register_strategies(StrategyRegistry)
+        if config["strategy"] == "auto" and wants_sharding(self.model):
+            config["strategy"] = ShardedTablesStrategy()
         try:
             return self.trainer_class(**config)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -348,7 +357,7 @@ class KunlunCLI(LightningCLI):
         assert checkpoint is not None
         loaded = SealedCheckpointIO().load_checkpoint(checkpoint)
         try:
-            self.model.load_state_dict(loaded["state_dict"])
+            self.model.load_state_dict(plain_state(self.model, loaded, checkpoint))
         except (KeyError, TypeError, RuntimeError) as error:
             raise _misfit(checkpoint, error) from error
         schema = replace(self._schema, provenance=runs.redact(self._schema.provenance))
@@ -432,6 +441,13 @@ class KunlunCLI(LightningCLI):
         """The whole configuration as plain values, without what belongs to this command line alone."""
         config = yaml.safe_load(self.parser.dump(self.config))
         return {key: value for key, value in config.items() if key not in ("ckpt_path", "resume", "output", "out")}
+
+
+def _unshard(values: dict[str, Any]) -> None:
+    """Plain tables, whatever the run had: an exported model stands alone, and a measured one on one device."""
+    embedding = (values["model"].get("init_args") or {}).get("embedding")
+    if embedding:
+        embedding.pop("sharded", None)
 
 
 def _misfit(path: Path | str | None, error: Exception) -> ConfigError:

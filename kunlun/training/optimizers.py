@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from kunlun.layers.sharded_tables import ShardedTables
+from kunlun.training.fused_tables import FusedTables
 from kunlun.training.row_wise_adagrad import Float32StateOptimizer, RowWiseAdagrad, evaluate
 
 
@@ -139,6 +141,8 @@ def sparse_tables(model: nn.Module) -> dict[str, Tensor]:
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> CompositeOptimizer:
     """Row-wise Adagrad for the weights of embeddings with `sparse=True`, AdamW for all other trainable parameters.
 
+    Sharded tables bring their own row-wise Adagrad; it gets the learning rate of its group, "tables".
+
     Raises:
         ValueError: the model has no trainable parameter.
     """
@@ -172,6 +176,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> CompositeOptim
             table_group, config.table_lr, config.table_eps, config.table_initial_accumulator, config.table_weight_decay
         )
         optimizers.append(adagrad)
+    optimizers += [FusedTables(m, config.table_lr) for m in model.modules() if isinstance(m, ShardedTables)]
     if not optimizers:
         raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True: there is nothing to train")
     return CompositeOptimizer(optimizers)

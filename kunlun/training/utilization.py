@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kunlun.features import Batch, FeatureSchema
+from kunlun.layers.sharded_tables import ShardedTables
 
 TRAINING_PASSES = 3
 
@@ -59,11 +60,12 @@ def flops_at_mean_lengths(model: nn.Module, schema: FeatureSchema) -> int | None
 
 
 def parameter_counts(module: nn.Module) -> dict[str, int]:
-    """Parameters by kind: ``embedding`` tables, and ``dense``, which is all else."""
+    """Parameters by kind: ``embedding`` tables, of all processes, and ``dense``, which is all else."""
     total = sum(p.numel() for p in module.parameters())
     tables = (nn.Embedding, nn.EmbeddingBag)
     own = {id(m.weight): m.weight.numel() for m in module.modules() if isinstance(m, tables)}
-    return {"dense": total - sum(own.values()), "embedding": sum(own.values())}
+    sharded = sum(m.numel() for m in module.modules() if isinstance(m, ShardedTables))
+    return {"dense": total - sum(own.values()), "embedding": sum(own.values()) + sharded}
 
 
 def history_lengths(batch: Batch, rows: int | None = None) -> dict[str, Tensor]:

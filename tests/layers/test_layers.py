@@ -150,6 +150,17 @@ def test_tables_share_rows_between_the_candidate_and_events():
         EmbeddingTables(schema, EmbeddingConfig(widths={"shap": 3}))
 
 
+def test_sharded_tables_need_torchrec_and_take_no_memory_before_they_are_sharded(monkeypatch):
+    monkeypatch.setattr("kunlun.layers.embedding.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="TorchRec is not installed; `make torchrec` installs it"):
+        EmbeddingConfig(sharded=True)
+    monkeypatch.setattr("kunlun.layers.embedding.find_spec", lambda name: object())
+    with pytest.raises(ValueError, match="widths that 4 divides"):
+        EmbeddingConfig(width=6, sharded=True)
+    tables = EmbeddingTables(toy_schema(), EmbeddingConfig(width=4, sharded=True))
+    assert all(p.is_meta for p in tables.parameters())
+
+
 def test_gradients_of_tables_are_sparse_unless_told_otherwise():
     schema, batch = toy_schema(), toy_batch(toy_schema(), 5, torch.Generator().manual_seed(0))
     grads = []
