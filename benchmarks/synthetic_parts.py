@@ -174,11 +174,13 @@ def main(arguments: list[str] | None = None) -> None:
     if args.out and args.out.is_file():
         unpack(json.loads(args.out.read_text()), args.cells)
     worlds = [World(part, strength) for part in args.part for strength in (args.up, 0.0)]
-    # Seed by seed, so that every world has as many seeds as any other, whenever it ends.
-    for seed in range(args.seeds):
-        for world in worlds:
-            for training in world.trainings(seed, args.preset, args.rows):
-                finish(training, args.cells)
+    # Seed by seed, so that worlds have as many seeds as one another whenever it ends; those that are level come last.
+    for up in (True, False):
+        for seed in range(args.seeds):
+            for world in worlds:
+                if (world.strength > 0) == up:
+                    for training in world.trainings(seed, args.preset, args.rows):
+                        finish(training, args.cells)
     rows, found = [], {}
     for world in worlds:
         pairs = []
@@ -261,7 +263,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
             row, level = by_strength[up], by_strength[0.0]
             lines.append(
                 f"| `{part}` | `{row['dropped']}` | {row['oracle_ne']:.3f} | {row['full_ne']:.3f} | {_signed(row)} | "
-                f"{_signed(level)} | {min(row['seeds'], level['seeds'])} |"
+                f"{_signed(level)} | {row['seeds']}, {level['seeds']} |"
             )
     return "\n".join(lines).format(up=up) + "\n"
 

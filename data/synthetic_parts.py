@@ -29,12 +29,11 @@ _UNIT = 1 << 16  # 1 in fixed point
 
 @dataclass(frozen=True)
 class _Past:
-    """Events of one type: sample (N,), whether they are of the candidate's category and of its group, same and near
-    (N,) bool, age in seconds (N,), and how many each sample has, count (B,)."""
+    """Events of one type: sample (N,), whether they are of the candidate's category, same (N,) bool, age in seconds
+    (N,), and how many each sample has, count (B,)."""
 
     sample: Tensor
     same: Tensor
-    near: Tensor
     age: Tensor
     count: Tensor
 
@@ -106,13 +105,10 @@ class Parts:
         for number in range(len(TYPES)):
             piece = slice(edges[number], edges[number + 1])
             owner = events.segment[piece] - number * n
-            # Categories that differ in no bit are the same, in no bit of the group are of one group.
-            apart = events.category[piece] ^ sample.category.index_select(0, owner)
             pasts.append(
                 _Past(
                     sample=owner,
-                    same=apart == 0,
-                    near=apart & (self.groups - 1) == 0,
+                    same=events.category[piece] == sample.category.index_select(0, owner),
                     age=sample.request_time.index_select(0, owner) - events.time[piece],
                     count=counts[number],
                 )
@@ -143,8 +139,8 @@ class Parts:
         return sign * _saturated(click.decayed(RECENCY_SHIFTS[-1]))
 
     def _event_types(self, conversion: _Past, impression: _Past) -> Tensor:
-        """Conversions in the candidate's group speak for it; impressions of its category, mostly noise, tire."""
-        bought = _saturated(conversion.number(conversion.near))
+        """Conversions in the candidate's category speak for it; impressions, mostly noise, tire."""
+        bought = _saturated(conversion.number(conversion.same))
         return 2.0 * bought - _saturated(impression.decayed(PRESENT_SHIFT))
 
     def _crosses(self, sample: Impressions) -> Tensor:

@@ -21,9 +21,9 @@ class PooledTokens(nn.Module):
     *Assumption (ours)*: models made for fields alone get the histories in this form, so that all see the same inputs.
     """
 
-    def __init__(self, schema: FeatureSchema, tables: EmbeddingTables, width: int) -> None:
+    def __init__(self, schema: FeatureSchema, tables: EmbeddingTables, width: int, *, norm: bool = False) -> None:
         super().__init__()
-        self.context = FieldTokens(schema, tables, width)
+        self.context = FieldTokens(schema, tables, width, norm=norm)
         encoders = nn.ModuleDict({e.name: EventEncoder(e, schema, tables, width) for e in schema.events})
         self.encoders = cast("dict[str, EventEncoder]", encoders)
         self.pool = MeanPooling(width, 1, 1)

@@ -25,6 +25,7 @@ class Wukong(nn.Module):
         layers: L.
         wukong: of each layer; one expert on all tokens is the paper's, n_F = n_L = tokens / 2.
         embedding: of the tables.
+        token_norm: field tokens at unit scale, as in Kunlun, whose interaction this is.
         head_hidden: widths of the hidden layers of each task's head.
         dropout: in the head.
 
@@ -39,6 +40,7 @@ class Wukong(nn.Module):
         layers: int = 2,
         wukong: WukongConfig = WukongConfig(experts=1),  # noqa: B008
         embedding: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008
+        token_norm: bool = True,
         head_hidden: list[int] | None = None,
         dropout: float = 0.0,
     ) -> None:
@@ -47,7 +49,7 @@ class Wukong(nn.Module):
             raise ValueError(f"width and layers must be ≥ 1, got {width} and {layers}")
         self.schema = schema
         self.tables = EmbeddingTables(schema, embedding)
-        self.tokens = PooledTokens(schema, self.tables, width)
+        self.tokens = PooledTokens(schema, self.tables, width, norm=token_norm)
         counts = [self.tokens.count, *[wukong.tokens] * layers]
         layer_list = nn.ModuleList(WukongExperts(n, width, wukong) for n in counts[:-1])
         self.layers = cast("list[WukongExperts]", layer_list)

@@ -70,7 +70,7 @@ def test_labels_respond_to_a_part_by_its_strength(part: str) -> None:
 def naive_parts(world: SyntheticWorld, batch: Batch, row: int) -> dict[str, float]:
     """Event parts of one sample by the formulas of the documentation, in plain Python."""
     now, candidate = int(batch.request_time[row]), int(batch.sparse[row, 2]) - 2
-    device, groups = int(batch.sparse[row, 4]) - 2, world.config.groups
+    device = int(batch.sparse[row, 4]) - 2
     pasts = {}
     for event in TYPES:
         columns = batch.events[event]
@@ -93,7 +93,7 @@ def naive_parts(world: SyntheticWorld, batch: Batch, row: int) -> dict[str, floa
     pairs = zip(pairwise(age for age, _ in clicks), own[:-1], strict=True)
     left = sum(same and age - next_age <= 3600 for (age, next_age), same in pairs)
     present = decayed("click", 18)
-    bought = sum(category % groups == candidate % groups for _, category in pasts["conversion"])
+    bought = sum(category == candidate for _, category in pasts["conversion"])
     return {
         "recency": 2 * (sat(decayed("click", 16)) - sat(decayed("click", 12))) + sat(decayed("click", 20)),
         "motif": sat(sum(own) - left) - sat(left) / 2,
