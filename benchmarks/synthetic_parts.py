@@ -154,7 +154,7 @@ def compare(world: World, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) ->
         "dropped_ne": full_ne + behind.mean,
         "full_share_of_gain": (1 - full_ne) / (1 - oracle),
         "behind": behind.mean,
-        "half_width_95": behind.half_width if behind.half_width is not None else math.inf,
+        "half_width_95": behind.half_width,
     }
 
 
@@ -240,13 +240,15 @@ def finish(training: Training, folder: Path) -> None:
 
 def line(row: dict[str, Any]) -> str:
     """One world in words."""
-    clear = "ahead" if row["behind"] > row["half_width_95"] else "level"
-    if row["behind"] < -row["half_width_95"]:
-        clear = "worse"
+    clear, width = "level", row["half_width_95"]
+    if width is None:
+        clear = "not told from it by one seed"
+    elif abs(row["behind"]) > width:
+        clear = "ahead" if row["behind"] > 0 else "worse"
     return (
         f"{row['part']:<12}at {row['strength']:<4g}{row['dropped']:<16}NE of oracle {row['oracle_ne']:.4f}, "
         f"full {row['full_ne']:.4f} ({100 * row['full_share_of_gain']:.0f} % of the gain), without it "
-        f"{row['behind']:+.4f} ± {row['half_width_95']:.4f} over {row['seeds']} seeds: full is {clear}"
+        f"{_signed(row)} over {row['seeds']} seeds: full is {clear}"
     )
 
 
@@ -259,17 +261,21 @@ def markdown(results: list[dict[str, Any]]) -> str:
     up = max((row["strength"] for row in results), default=0.0)
     for part in dict.fromkeys(row["part"] for row in results):
         by_strength = {row["strength"]: row for row in results if row["part"] == part}
-        if {up, 0.0} <= by_strength.keys():
-            row, level = by_strength[up], by_strength[0.0]
+        row, level = by_strength.get(up), by_strength.get(0.0)
+        if row is not None:
             lines.append(
                 f"| `{part}` | `{row['dropped']}` | {row['oracle_ne']:.3f} | {row['full_ne']:.3f} | {_signed(row)} | "
-                f"{_signed(level)} | {row['seeds']}, {level['seeds']} |"
+                f"{_signed(level)} | {row['seeds']}, {level['seeds'] if level else 0} |"
             )
     return "\n".join(lines).format(up=up) + "\n"
 
 
-def _signed(row: dict[str, Any]) -> str:
-    return f"{row['behind']:+.4f} ± {row['half_width_95']:.4f}".replace("-", "−")
+def _signed(row: dict[str, Any] | None) -> str:
+    """The difference with its interval; one seed has none."""
+    if row is None:
+        return "–"
+    width = "" if row["half_width_95"] is None else f" ± {row['half_width_95']:.4f}"
+    return f"{row['behind']:+.4f}{width}".replace("-", "−")
 
 
 if __name__ == "__main__":

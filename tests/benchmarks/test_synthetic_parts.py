@@ -50,5 +50,5 @@ def test_what_is_finished_is_kept_and_a_second_run_only_reads_it(
     main([*small, "--out", str(tmp_path / "second.json")])  # from the report alone
     first, second = (json.loads((tmp_path / name).read_text()) for name in ("first.json", "second.json"))
     assert first == second
-    assert {row["strength"] for row in first["results"]} == {0.0, 2.0}
+    assert {row["strength"] for row in first["results"]} == {0.0, 3.0}
     assert all(0 < row["oracle_ne"] < row["full_ne"] for row in first["results"])

@@ -113,9 +113,9 @@ def test_true_probabilities_are_computed_once_per_split(
     trainer.fit(CTRModule(model), datamodule=plain)
     assert asked == [4_096, 4_096]
     assert "valid/oracle_share" in trainer.callback_metrics
-    assert capsys.readouterr().out.count("oracle: NE 0.76") == 1
+    assert capsys.readouterr().out.count("oracle: NE 0.72") == 1
     logged = (tmp_path / "hparams.yaml").read_text()
-    assert "oracle/ne: 0.76" in logged
+    assert "oracle/ne: 0.72" in logged
     assert "oracle/gain/recency: " in logged
 
 
