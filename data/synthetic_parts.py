@@ -10,6 +10,7 @@ impression.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import torch
@@ -41,14 +42,19 @@ class _Past:
         """(B,) float64: how many of each sample's events are ``chosen`` (N,) bool; exact in any order."""
         return torch.zeros_like(self.count).index_add_(0, self.sample, chosen.long()).double()
 
+    @cached_property
+    def own(self) -> tuple[Tensor, Tensor]:
+        """Sample and age of the events of the candidate's category."""
+        index = self.same.nonzero().view(-1)
+        return self.sample.index_select(0, index), self.age.index_select(0, index)
+
     def decayed(self, shift: int) -> Tensor:
         """(B,) float64: events of the candidate's category, each worth 2^(-age / 2^shift), linear between powers."""
-        index = self.same.nonzero().view(-1)
-        age = self.age.index_select(0, index)
+        sample, age = self.own
         halvings = (age >> shift).clamp(max=17)
         weight = _UNIT >> halvings
         weight -= ((weight >> 1) * bits(age, 0, shift)) >> shift
-        total = torch.zeros_like(self.count).index_add_(0, self.sample.index_select(0, index), weight)
+        total = torch.zeros_like(self.count).index_add_(0, sample, weight)
         return total.double() / _UNIT
 
 

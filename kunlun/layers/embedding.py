@@ -49,6 +49,10 @@ class EmbeddingConfig:
         if self.sharded and find_spec("torchrec") is None:
             raise ValueError("embedding.sharded: TorchRec is not installed; `make torchrec` installs it")
 
+    def table_widths(self, schema: FeatureSchema) -> dict[str, int]:
+        """Table → its columns."""
+        return {name: self.widths.get(name, self.width) for name in schema.tables}
+
 
 class EmbeddingTables(nn.Module):
     """All tables of a schema. Tables of one width lie in one parameter, end to end, so that a batch costs one
@@ -64,7 +68,7 @@ class EmbeddingTables(nn.Module):
         if unknown:
             raise ValueError(f"embedding.widths: no table {sorted(unknown)}; there are {sorted(schema.tables)}")
         self.config = config
-        self.widths = {name: config.widths.get(name, config.width) for name in schema.tables}
+        self.widths = config.table_widths(schema)
         self.first_row: dict[str, int] = {}
         rows: dict[int, int] = {}
         for name, table in schema.tables.items():

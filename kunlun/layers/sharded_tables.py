@@ -69,7 +69,7 @@ class ShardedTables(nn.Module):
     ) -> None:
         super().__init__()
         self.schema, self.device = schema, device
-        self.widths = {name: config.widths.get(name, config.width) for name in schema.tables}
+        self.widths = config.table_widths(schema)
         self.rows = {name: table.rows for name, table in schema.tables.items()}
         self.dropout = nn.Dropout1d(config.dropout) if config.dropout else nn.Identity()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # alike on all processes

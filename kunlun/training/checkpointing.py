@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kunlun.checkpoints import SUFFIX, copy_checkpoint, link_checkpoint, state_of
 from kunlun.configuration import RunError, shown
 from kunlun.training.preemption import EXIT_CODE, Preemption
-from kunlun.training.runs import CheckpointEvery
+from kunlun.training.runs import CheckpointEvery, is_first_process
 
 LAST = f"last{SUFFIX}"
 SAVE, LEAVE = 1, 2
@@ -176,7 +175,7 @@ class BestCheckpoint(ModelCheckpoint):
         score = state_dict["best_model_score"]
         if score is None or not before.is_file() or state_of(before) == "damaged":
             return
-        if before.resolve() != path.resolve() and not path.exists() and getattr(rank_zero_only, "rank", 0) == 0:
+        if before.resolve() != path.resolve() and not path.exists() and is_first_process():
             copy_checkpoint(before, path)
         self.best_model_path = self.kth_best_model_path = str(path)
         self.best_model_score = self.kth_value = self.current_score = torch.as_tensor(score)

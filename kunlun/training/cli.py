@@ -25,7 +25,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from kunlun.checkpoints import disk_error
@@ -78,7 +77,7 @@ def main(request: Request, checker: ConfigChecker, command_line: type[KunlunCLI]
     """
     for text in _NOISE:
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
-    if not _is_first_process():
+    if not runs.is_first_process():
         warnings.simplefilter("ignore")  # the first one says the same
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
@@ -243,7 +242,7 @@ class KunlunCLI(LightningCLI):
         options = self.options
         summary = FitSummary(options.monitor, options.mode)
         dry = bool(self.config.trainer.fast_dev_run) or self.config.trainer.logger is False
-        run = None if dry or not _is_first_process() else self._create_run()
+        run = None if dry or not runs.is_first_process() else self._create_run()
         mode = runs.wandb_mode(options) if run is not None else "disabled"
         try:
             if dry:
@@ -268,7 +267,7 @@ class KunlunCLI(LightningCLI):
             failed = False
         finally:
             _finish_wandb(failed)
-        if _is_first_process():
+        if runs.is_first_process():
             commands = self._next_commands(run, mode) if run is not None else []
             print(summary.text(options.name, run, commands), flush=True)
 
@@ -294,7 +293,7 @@ class KunlunCLI(LightningCLI):
             trainer.loggers = [*trainer.loggers, _wandb_logger(run, mode, options, group, runs.redact(config))]
 
     def _introduce(self, run: Path | None, mode: str) -> None:
-        if not _is_first_process():
+        if not runs.is_first_process():
             return
         parameters = sum(p.numel() for p in self.model.parameters())
         rows = self._schema.rows.get("train")
@@ -328,7 +327,7 @@ class KunlunCLI(LightningCLI):
     def _evaluate(self, command: str) -> None:
         trainer = self.make_trainer(known_answer(self.datamodule), logger=False, enable_checkpointing=False)
         results = self._call(trainer, command, verbose=False)
-        if not _is_first_process():
+        if not runs.is_first_process():
             return
         metrics = {name: value for result in results for name, value in result.items()}
         width = max(map(len, metrics), default=0)
@@ -473,10 +472,6 @@ def _wandb_logger(run: Path, mode: str, options: RunOptions, group: str, config:
     experiment.define_metric("trainer/global_step")
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(experiment=experiment, save_dir=str(run), project=options.project)
-
-
-def _is_first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _finish_wandb(failed: bool) -> None:

@@ -248,3 +248,10 @@ def _logged_in() -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of a run that writes and speaks."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0

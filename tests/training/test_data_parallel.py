@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import StrategyRegistry
@@ -40,10 +38,10 @@ from kunlun.training.module import CTRModule
 from kunlun.training.nonfinite import NonFiniteGuard
 from kunlun.training.preemption import Preemption
 from kunlun.training.runs import CheckpointEvery
+from tests.processes import WORLD, spawn
 from tests.training.test_module import Toy
 from tests.training.test_nonfinite import SCHEMA, Poisoned
 
-WORLD = 2
 NAMES = {"auto", "ddp", "ddp_find_unused_parameters_true", "ddp_spawn"}
 ROWS, WIDTHS = 50, (3, 8)
 # Lookups of each rank in a table per backward pass; None: the table has no gradient there.
@@ -55,17 +53,6 @@ LOOKUPS: dict[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None]] = {
     "nobody touches a row": ((0,), (0,)),
     "two passes": ((6, 4), (0, 30)),
 }
-
-
-def spawn(worker: Callable[..., None], folder: Path) -> None:
-    mp.spawn(_in_group, args=(worker, folder), nprocs=WORLD)
-
-
-def _in_group(rank: int, worker: Callable[..., None], folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    worker(rank, folder)
-    dist.destroy_process_group()
 
 
 def _gradients(rank: int, case: str, dtype: torch.dtype) -> list[Tensor | None]:

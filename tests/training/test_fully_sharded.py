@@ -20,8 +20,8 @@ from data import SyntheticData
 from kunlun.training.data_parallel import exchange_sparse_gradients
 from kunlun.training.fully_sharded import layers_of, split_dense
 from kunlun.training.module import CTRModule
+from tests.processes import WORLD, spawn
 from tests.test_configs import BASELINES, model_of
-from tests.training.test_data_parallel import WORLD, spawn
 from tests.training.test_module import Linear, trainer
 from tests.training.test_nonfinite import SCHEMA
 

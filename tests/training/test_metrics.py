@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from kunlun.training.metrics import (
     RankingMetrics,
     binary_entropy,
 )
+from tests.processes import WORLD, spawn
 
 # Few distinct logits and users: most examples hold ties, one-class users and users with one row.
 LOGIT = st.one_of(st.sampled_from([-1.5, -0.0, 0.0, 0.25, 3.0]), st.floats(-30, 30, width=32))
@@ -287,9 +286,7 @@ def test_casting_the_module_leaves_the_sums_exact() -> None:
 SHARDS = (500, 137, 1000, 0)
 
 
-def _evaluate_shard(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _evaluate_shard(rank: int, folder: Path) -> None:
     c = random_columns(1000, 40, seed=3)
     results = []
     for first in SHARDS:
@@ -301,16 +298,15 @@ def _evaluate_shard(rank: int, folder: str) -> None:
         results.append(metrics.compute())
         # The gathered rows must not stay: a later update continues from this process's own.
         assert sum(len(rows) for rows in metrics.ranking.logits) == len(shard["logits"])
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(results, folder / f"{rank}.pt")
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    mp.spawn(_evaluate_shard, args=(str(tmp_path),), nprocs=2)
+    spawn(_evaluate_shard, tmp_path)
     single = CTRMetrics(0.3, users=True)
     single.update(**random_columns(1000, 40, seed=3))
     expected = single.compute()
-    for rank in range(2):
+    for rank in range(WORLD):
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert len(results) == len(SHARDS)
         for values in results:
