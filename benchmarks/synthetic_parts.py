@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.machine import device, versions
+from data.synthetic_presets import CALIBRATIONS, PRESETS
+from kunlun.configuration import load_configs
 from kunlun.experiments.statistics import interval
 from kunlun.features import Batch
 
@@ -60,9 +63,16 @@ class Training:
     rows: int
 
     def name(self) -> str:
+        """With a hash of all that the result depends on but the code: another configuration is another training."""
         world = f"{self.part}-{self.strength:g}" if self.part else "background"
-        key = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        made_of = [self, BATCH, PRESETS[self.preset], CALIBRATIONS[self.preset], _configuration(self.model)]
+        key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
         return f"{world}-{self.model}-{self.seed}-{key}"
+
+
+@cache
+def _configuration(model: str) -> str:
+    return load_configs([f"ablations/{model}.yaml"]).dump()
 
 
 @dataclass(frozen=True)
@@ -200,20 +210,20 @@ def main(arguments: list[str] | None = None) -> None:
             "device": device(1),
             "versions": versions("torch", "lightning"),
             "results": rows,
-            "trainings": [{**asdict(training), **figures} for training, figures in found.items()],
+            "trainings": [{"name": t.name(), **asdict(t), **figures} for t, figures in found.items()],
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def unpack(report: dict[str, Any], folder: Path) -> None:
-    """What a report holds is not trained again."""
+    """What a report holds is not trained again, where it was made of the same."""
     names = [f.name for f in fields(Training)]
     for line in report["trainings"]:
         training = Training(**{name: line[name] for name in names})
         path = folder / f"{training.name()}.json"
-        if not path.is_file():
-            path.write_text(json.dumps({key: value for key, value in line.items() if key not in names}))
+        if line.get("name") == training.name() and not path.is_file():
+            path.write_text(json.dumps({key: value for key, value in line.items() if key not in ("name", *names)}))
 
 
 def read(training: Training, folder: Path) -> Any:

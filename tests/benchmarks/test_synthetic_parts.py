@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchmarks import synthetic_parts
-from benchmarks.synthetic_parts import COMPONENTS, World, compare, line, main
+from benchmarks.synthetic_parts import COMPONENTS, World, compare, line, main, read, unpack
 from data.synthetic_config import PARTS
 from tests.conftest import ROOT
 
@@ -52,3 +53,13 @@ def test_what_is_finished_is_kept_and_a_second_run_only_reads_it(
     assert first == second
     assert {row["strength"] for row in first["results"]} == {0.0, 3.0}
     assert all(0 < row["oracle_ne"] < row["full_ne"] for row in first["results"])
+
+
+def test_figures_of_another_configuration_are_not_taken(tmp_path: Path) -> None:
+    training = World("motif", 2.0).trainings(3, "tiny", 512)[0]
+    known = {"name": training.name(), **asdict(training), "ne": 0.5, "oracle_ne": 0.4, "seconds": 1.0}
+    for other in ({**known, "name": "another"}, {key: value for key, value in known.items() if key != "name"}):
+        unpack({"trainings": [other]}, tmp_path)
+        assert read(training, tmp_path) is None
+    unpack({"trainings": [known]}, tmp_path)
+    assert read(training, tmp_path) == {"ne": 0.5, "oracle_ne": 0.4, "seconds": 1.0}
