@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -22,18 +21,19 @@ from data.synthetic_streams import DEVICES, HOURS, PLACEMENTS, SEGMENTS, Impress
 
 RECENCY_SHIFTS = (12, 16, 20)  # half-lives of 2^12, 2^16 and 2^20 s: 1.1 hours, 18 hours, 12 days
 PRESENT_SHIFT = 18  # half-life of 2^18 s = 3 days
-MOTIF_SECONDS = 3600
 DEVICE_SIGNS = (1, -1, -1, 1)  # half of the requests each
 PRICES = 256
+PAIRS = (("hour", "placement"), ("placement", "segment"), ("segment", "group"), ("group", "hour"))
 _UNIT = 1 << 16  # 1 in fixed point
 
 
 @dataclass(frozen=True)
 class _Past:
-    """Events of one type: sample (N,), whether they are of the candidate's category, same (N,) bool, age in seconds
+    """Events of one type: sample (N,), category (N,), same (N,) bool: whether it is the candidate's, age in seconds
     (N,), and how many each sample has, count (B,)."""
 
     sample: Tensor
+    category: Tensor
     same: Tensor
     age: Tensor
     count: Tensor
@@ -114,6 +114,7 @@ class Parts:
             pasts.append(
                 _Past(
                     sample=owner,
+                    category=events.category[piece],
                     same=events.category[piece] == sample.category.index_select(0, owner),
                     age=sample.request_time.index_select(0, owner) - events.time[piece],
                     count=counts[number],
@@ -127,12 +128,13 @@ class Parts:
         return 2.0 * (today - now) + lately
 
     def _motif(self, click: _Past) -> Tensor:
-        """Clicks in the candidate's category: one that another click followed within an hour did not satisfy."""
-        together = (click.sample[:-1] == click.sample[1:]) & (click.age[:-1] - click.age[1:] <= MOTIF_SECONDS)
-        followed = torch.zeros_like(click.same)
-        followed[:-1] = together
-        satisfied, left = (_saturated(click.number(click.same & chosen)) for chosen in (~followed, followed))
-        return satisfied - 0.5 * left
+        """Clicks in the candidate's category: what was clicked next tells whether it was liked."""
+        followed = click.same[:-1] & (click.sample[:-1] == click.sample[1:])
+        # Half of the categories of each group, so that a click hardly tells of which kind its neighbour is.
+        odd = (click.category[1:] // self.groups & 1).bool()
+        liked, left = (torch.zeros_like(click.same) for _ in range(2))
+        liked[:-1], left[:-1] = followed & odd, followed & ~odd
+        return _saturated(click.number(liked)) - 0.5 * _saturated(click.number(left))
 
     def _long_range(self, click: _Past) -> Tensor:
         """Clicks in the candidate's category: a taste of long ago speaks for it, one of these days is sated."""
@@ -164,11 +166,11 @@ class Parts:
             return self._signs[name, use].to(sample.user.device).index_select(0, values[name])
 
         # Every pair of fields has signs of its own: a field uses another set with each partner.
-        pairs = torch.stack([sign(a, place[b]) * sign(b, place[a]) for a, b in combinations(values, 2)]).sum(0)
+        pairs = torch.stack([sign(a, place[b]) * sign(b, place[a]) for a, b in PAIRS]).sum(0)
         price = standardised(self.price(sample.item), PRICES) * sign("segment", 5)
         of_three = sign("device", 6) * sign("placement", 6) * sign("group", 6)
         of_four = sign("hour", 7) * sign("device", 7) * sign("placement", 7) * sign("segment", 7)
-        return pairs + price + of_three + 0.5 * of_four
+        return pairs + 0.5 * (price + of_three) + 0.25 * of_four
 
     def _memory(self, sample: Impressions) -> Tensor:
         """A fixed value of the candidate's item plus one of the shown user id: nothing but memory finds them."""

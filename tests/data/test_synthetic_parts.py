@@ -89,15 +89,14 @@ def naive_parts(world: SyntheticWorld, batch: Batch, row: int) -> dict[str, floa
         return x / (1 + abs(x))
 
     clicks = pasts["click"]
-    own = [category == candidate for _, category in clicks]
-    pairs = zip(pairwise(age for age, _ in clicks), own[:-1], strict=True)
-    left = sum(same and age - next_age <= 3600 for (age, next_age), same in pairs)
+    categories = [category for _, category in clicks]
+    followers = [after // world.config.groups % 2 for own, after in pairwise(categories) if own == candidate]
     present = decayed("click", 18)
     bought = sum(category == candidate for _, category in pasts["conversion"])
     return {
         "recency": 2 * (sat(decayed("click", 16)) - sat(decayed("click", 12))) + sat(decayed("click", 20)),
-        "motif": sat(sum(own) - left) - sat(left) / 2,
-        "long_range": sat(sum(own) - present) - sat(present),
+        "motif": sat(sum(followers)) - sat(len(followers) - sum(followers)) / 2,
+        "long_range": sat(categories.count(candidate) - present) - sat(present),
         "context": (1, -1, -1, 1)[device] * sat(decayed("click", 20)),
         "event_types": 2 * sat(bought) - sat(decayed("impression", 18)),
     }
