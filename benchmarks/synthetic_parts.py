@@ -43,7 +43,7 @@ COMPONENTS = {
     "motif": "drop_attention",
     "long_range": "drop_hsp",
     "context": "drop_gdpa",
-    "event_types": "uniform_events",
+    "event_types": "drop_event_types",
     "crosses": "drop_wukong",
 }
 BACKGROUND = ("crosses", "memory")

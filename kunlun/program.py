@@ -1,17 +1,20 @@
-"""A model as a program of torch.export, for any number of rows from two up and any lengths of histories.
+"""A model as a program of torch.export, for any number of rows from two up and any lengths of histories, and that
+program compiled by AOTInductor.
 
 Legend: B rows · N packed events of one type.
 """
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from kunlun.configuration import RunError
+from kunlun.configuration import RunError, shown
 from kunlun.features import Batch, FeatureSchema, Jagged
 
 
@@ -97,6 +100,19 @@ def to_program(model: nn.Module, batch: Batch) -> ExportedProgram:
     except RuntimeError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(f"torch.export makes no program of {type(model).__name__} from this batch: {reason}") from error
+
+
+def write_package(program: ExportedProgram, path: Path) -> None:
+    """Compile ``program`` with AOTInductor to one file, ``path`` (``….pt2``), for this kind of machine.
+
+    Raises:
+        RunError: there is no C++ compiler, or it fails.
+    """
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(f"AOTInductor compiled nothing to {shown(path)} (it needs a C++ compiler): {reason}") from error
 
 
 def _dynamic(value: Any) -> Any:

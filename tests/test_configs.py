@@ -31,8 +31,8 @@ CONFIGS = sorted(
 )
 ABLATIONS = [c for c in CONFIGS if c.parts[0] == "ablations"]
 EXPECTED = {
-    *("kunlun", "no_gdpa", "no_hsp", "no_window", "no_compskip", "no_event_personalization", "no_rote", "one_expert"),
-    *("unfused_gdpa", "drop_gdpa", "drop_attention", "drop_hsp", "drop_wukong", "uniform_events"),
+    *("kunlun", "no_gdpa", "no_hsp", "no_window", "no_compskip", "no_event_personalization", "no_rote", "two_experts"),
+    *("unfused_gdpa", "drop_gdpa", "drop_attention", "drop_hsp", "drop_wukong", "drop_event_types", "uniform_events"),
 }
 BASELINES = {"interformer", "hstu", "wukong", "din", "dien", "dcnv2", "dlrm", "logistic_regression"}
 SMALL = [

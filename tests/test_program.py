@@ -11,7 +11,7 @@ import torch
 from kunlun import models
 from kunlun.configuration import RunError
 from kunlun.features import FeatureSchema
-from kunlun.program import tensors_of, to_program
+from kunlun.program import tensors_of, to_program, write_package
 from tests.support import toy_batch, toy_schema
 
 FOLLOWED = ["DCNv2", "DIN", "DLRM", "InterFormer", "Kunlun", "LogisticRegression", "Wukong"]
@@ -59,3 +59,15 @@ def test_shared_histories_are_refused(schema: FeatureSchema) -> None:
     batch = toy_batch(schema, 3, torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="history per row"):
         to_program(models.Kunlun(schema), replace(batch, history=torch.arange(3)))
+
+
+def test_without_a_compiler_nothing_is_compiled_and_the_reason_is_told(
+    schema: FeatureSchema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a package answers as its model is tested with docs/serving.md."""
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
+    model = models.LogisticRegression(schema).eval()
+    program = to_program(model, toy_batch(schema, 9, torch.Generator().manual_seed(0)))
+    with pytest.raises(RunError, match="compiled nothing to .*model.pt2 .it needs a C.. compiler.: .*/no/compiler"):
+        write_package(program, tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())

@@ -15,7 +15,9 @@ from kunlun.features import Jagged
 class SelfAttention(nn.Module):
     """``S + W_O · softmax(R(Q) R(K)ᵀ/√d_h) V`` over ``[t − w, t + w]`` inside each sample, R the ROTE rotation.
 
-    *Assumption (ours)*: pre-norm residual. Looking both ways leaks nothing: all events lie before the request.
+    *Assumptions (ours)*: pre-norm residual. Queries and keys have biases that begin at 1: rotated, their product falls
+    with the distance in position and time, so that attention is local from the start, and "the event just after this
+    one" can be found whatever the events are. Looking both ways leaks nothing: all events lie before the request.
     FLOPs ``8 T d² + 4 d · pairs``.
     """
 
@@ -23,8 +25,9 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.width, self.half_window = heads, width, half_window
         self.norm = nn.LayerNorm(width)
-        # No bias: in a softmax a constant on the keys has no effect, so no gradient either.
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width)
+        nn.init.ones_(self.qkv.bias[: 2 * width])
+        nn.init.zeros_(self.qkv.bias[2 * width :])
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, sequence: Jagged, rotation: Rotation | None) -> Jagged:

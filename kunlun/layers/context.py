@@ -5,6 +5,8 @@ Legend: B rows · n context tokens · n_sum summary tokens · d model width · d
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -64,8 +66,9 @@ class ContextKeyValue(nn.Module):
 
     *Deviations (ours)*: the norm, and V scaled by n_kv^-½: without them the generated FFN starts at under one percent
     of its residual, because context tokens are small, and hardly learns. And where the candidate has the fields of an
-    event, it joins Z as one more token, encoded like an event by the tower's own encoder: "this event is like the
-    candidate" is then a dot product of like things from the first step on.
+    event, it joins Z as one more token, encoded like an event by the tower's own encoder, and a quarter of the keys
+    begin as this token alone: "this event is like the candidate" is then a dot product of like things from the first
+    step on, without the noise of the other tokens.
 
     Args:
         tokens_in, width_in: n_sum and d of X_sum.
@@ -82,6 +85,9 @@ class ContextKeyValue(nn.Module):
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.keys = TokenLinear(tokens_in + candidate, kv_tokens)
         self.values = TokenLinear(tokens_in + candidate, kv_tokens)
+        if candidate:
+            begin = self.keys.weight.data[: math.ceil(kv_tokens / 4)]
+            begin.zero_()[:, -1] = 1.0
         self.gain = nn.Parameter(torch.full((heads, 1), float(gain)))
         self.heads, self.tokens_in, self.kv_tokens, self.candidate = heads, tokens_in, kv_tokens, candidate
 

@@ -29,6 +29,7 @@ from kunlun.layers.gdpa import (
     SharedFFN,
 )
 from kunlun.layers.head import Heads
+from kunlun.layers.merging import MERGED, merged, merged_schema
 from kunlun.layers.pooling import HSP, PMA, MeanPooling, Pooling
 from kunlun.layers.rote import Rote, RoteConfig
 from kunlun.layers.wukong import LinearMix, WukongConfig, WukongExperts
@@ -167,7 +168,7 @@ class Kunlun(nn.Module):
         context_tokens: int = 8,
         towers: dict[str, TowerConfig | None] | None = None,
         components: Components = Components(),
-        drop: list[Literal["gdpa", "attention", "hsp", "wukong"]] | None = None,
+        drop: list[Literal["gdpa", "attention", "hsp", "wukong", "event_types"]] | None = None,
         uniform_events: bool = False,
         gdpa: GDPAConfig = GDPAConfig(),  # noqa: B008
         hsp: HSPConfig = HSPConfig(),
@@ -183,12 +184,16 @@ class Kunlun(nn.Module):
         if min(width, layers, context_tokens) < 1:
             raise ValueError(f"width, layers and context_tokens must be ≥ 1, got {width}, {layers}, {context_tokens}")
         self.schema, self.layers, self.width = schema, layers, width
+        given = {name: tower for name, tower in (towers or {}).items() if tower is not None}
+        self.merges = "event_types" in (drop or ()) and len(schema.events) > 1
+        configs = choose_towers(schema, given, layers, components.event_personalization and not self.merges)
+        if self.merges:
+            schema = merged_schema(schema)
+            configs = {MERGED: next(iter(configs.values()))}
         self.tables = EmbeddingTables(schema, embedding)
         self.context = FieldTokens(schema, self.tables, width, norm=token_norm)
-        given = {name: tower for name, tower in (towers or {}).items() if tower is not None}
-        configs = choose_towers(schema, given, layers, components.event_personalization)
         self._parts = _Parts(width, context_tokens, components, frozenset(drop or ()), gdpa, hsp, pooling)
-        if uniform_events:
+        if uniform_events and not self.merges:
             configs = self._level(configs)
         # Module containers, not dicts and lists: the casts say what they hold.
         self.encoders = cast("dict[str, EventEncoder]", nn.ModuleDict())
@@ -223,6 +228,7 @@ class Kunlun(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, tasks)."""
+        batch = merged(batch) if self.merges else batch
         x_Bnd = self.context(batch, self.tables)
         sequences, rotations = self._events(batch)
         candidates = {
@@ -290,6 +296,7 @@ class Kunlun(nn.Module):
     def flops(self, lengths: dict[str, int]) -> dict[str, int]:
         """Forward FLOPs of one sample by part; ``lengths``: events of each type. 1 multiply-add = 2; matrix products
         only: lookups, norms, activations and rotations are not counted."""
+        lengths = {MERGED: sum(lengths.values())} if self.merges else lengths
         parts = {
             "tokens": self.context.flops(),
             "encoder": sum(self.encoders[e].flops(n) for e, n in lengths.items()),

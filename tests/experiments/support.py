@@ -32,7 +32,7 @@ SPECS: list[tuple[str, Family, str, float, float, float]] = [
     ("no_window", "no", "Full self-attention instead of the sliding window.", 0.0001, 1.32, 0.79),
     ("no_compskip", "no", "Every layer does PFFN, attention and a fresh summary.", -0.0002, 1.66, 0.68),
     ("no_event_personalization", "no", "Every event type gets the largest tower.", 0.0, 1.14, 0.9),
-    ("one_expert", "no", "One Wukong expert sees all tokens, instead of several on partitions.", 0.0004, 1.08, 0.97),
+    ("two_experts", "other", "Two Wukong experts side by side, each on half of the tokens.", 0.0004, 1.08, 0.97),
     ("drop_gdpa", "drop", "One FFN shared by all samples instead of GDPA.", 0.0062, 0.98, 1.08),
     ("drop_attention", "drop", "No self-attention.", 0.0024, 0.81, 1.2),
     ("drop_hsp", "drop", "Mean pooling instead of hierarchical seed pooling.", 0.0078, 0.74, 1.29),

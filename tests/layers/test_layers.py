@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kunlun.features import BagField, SparseField, Table
+from kunlun.layers.attention import SelfAttention
 from kunlun.layers.context import ContextKeyValue, Gate
 from kunlun.layers.embedding import EmbeddingConfig, EmbeddingTables, FieldTokens, candidate_field
 from kunlun.layers.gdpa import GDPA, Context, GDPAConfig, PersonalizedBlock
@@ -131,6 +132,28 @@ def test_without_the_candidates_fields_the_context_alone_makes_keys():
     layer = ContextKeyValue(3, 6, 5, 8, 2, gain=1.0, candidate=False)
     k, v = layer(torch.randn(2, 3, 6), None)
     assert k.shape == v.shape == (2, 5, 2, 4)
+
+
+def test_a_quarter_of_the_keys_begins_as_the_candidate_alone():
+    layer = ContextKeyValue(3, 6, 9, 8, 2, gain=2.0, candidate=True)
+    candidate = torch.randn(2, 8)
+    k, _ = layer(torch.randn(2, 3, 6), candidate)
+    alone = 2 * layer.norm(candidate)[:, None].expand(2, 3, 8)
+    torch.testing.assert_close(k[:, :3].flatten(2), alone)
+    assert not torch.isclose(k[:, 3:].flatten(2), alone[:, :1]).any()
+
+
+def test_attention_begins_local_whatever_the_events():
+    layer = SelfAttention(8, 1, None)
+    layer.norm, layer.out = nn.Identity(), nn.Identity()
+    with torch.no_grad():
+        layer.qkv.weight.zero_()[16:] = torch.eye(8)
+    events = jagged(torch.eye(8), torch.tensor([8]))
+    rotation = Rote(8, RoteConfig(mode="position"))(events, None, None)
+    weights = layer(events, rotation).values - torch.eye(8)  # of one-hot values: what each event takes from the others
+    torch.testing.assert_close(weights.sum(1), torch.ones(8))
+    torch.testing.assert_close(weights[0, :4], weights[7].flip(0)[:4])
+    assert (weights[0, :3] > 1.01 * weights[0, 1:4]).all()
 
 
 def test_tables_share_rows_between_the_candidate_and_events():

@@ -43,6 +43,7 @@ VARIANTS = [
     {"drop": ["attention"]},
     {"drop": ["hsp"]},
     {"drop": ["wukong"]},
+    {"drop": ["event_types"]},
     {"drop": ["gdpa", "attention", "hsp"], "components": Components(compskip=False)},
     {"uniform_events": True},
     {"wukong": WukongConfig(experts=1, tokens=8, rank=3, hidden=16)},
@@ -109,7 +110,8 @@ def test_analytic_flops_equal_flops_counted_by_brute_force(changes, monkeypatch)
     batch = batch_of(1, lengths=torch.tensor([length]))
     enumerate_ops(monkeypatch)
     counted = counted_flops(model, batch)
-    assert sum(model.flops(dict.fromkeys(model.towers, length)).values()) == counted
+    lengths = {event.name: length for event in model.schema.events}
+    assert sum(model.flops(lengths).values()) == counted
 
 
 def test_compskip_owns_no_skipped_parameters_and_reuses_the_cached_summary():
@@ -271,6 +273,17 @@ def test_uniform_events_are_level_at_nearly_equal_flops():
     assert len({t.config for t in uniform.towers.values()}) == 1
     assert cost(uniform) == pytest.approx(cost(full), rel=0.1)
     assert set(full.flops(lengths)) == set(uniform.flops(lengths))
+
+
+def test_without_event_types_a_type_is_worth_no_more_than_another():
+    """Events that change their type stay the same history, in the largest tower."""
+    model, batch = build(drop=["event_types"]), batch_of(6)
+    swapped = replace(
+        batch, events=dict(zip(("view", "buy"), (batch.events["buy"], batch.events["view"]), strict=True))
+    )
+    torch.testing.assert_close(model(swapped), model(batch))
+    assert not torch.allclose(build()(swapped), build()(batch))
+    assert {tower.config for tower in model.towers.values()} == {TOWERS["view"]}
 
 
 def test_toggles_choose_modules_at_construction():
