@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from kunlun.configuration import PROJECT_ROOT
 from kunlun.experiments.matrix import Variant
-from kunlun.experiments.results import CellResult, CurvePoint, read_cell
+from kunlun.experiments.results import CHANGES, CellResult, CurvePoint, read_cell
 
 RESULT, LOG, CONFIG = "result.json", "log.txt", "config.yaml"
 
@@ -128,8 +128,14 @@ def read_run(run: Path, split: str) -> dict[str, Any]:
         "curve": curve,
         "flops": summary["flops_per_sample"],
         "parameters": summary["parameters"],
-        "commit": (record.get("git") or {}).get("commit"),
+        "commit": _commit(record.get("git") or {}),
     }
+
+
+def _commit(git: dict[str, Any]) -> str | None:
+    """As far as it names the code: with ``+changes`` where files differed from it."""
+    commit = git.get("commit")
+    return f"{commit}{CHANGES}" if commit and git.get("dirty") else commit
 
 
 def last_words(log: Path, code: int) -> str:

@@ -16,6 +16,7 @@ from kunlun.experiments.matrix import Matrix, Variant, changes
 from kunlun.experiments.options import ExperimentOptions
 from kunlun.experiments.published import PUBLISHED
 from kunlun.experiments.results import (
+    CHANGES,
     CellResult,
     MatrixResult,
     ScalingResult,
@@ -125,9 +126,12 @@ def oracle_of(cells: Sequence[CellResult]) -> dict[str, float] | None:
 def notes(cells: Mapping[str, Sequence[CellResult]]) -> list[str]:
     """What a reader must know before the numbers."""
     told = []
-    commits = {cell.commit for own in cells.values() for cell in own if cell.commit}
+    of_runs = {cell.commit for own in cells.values() for cell in own if cell.commit}
+    commits = {commit.removesuffix(CHANGES) for commit in of_runs}
     if len(commits) > 1:
         told.append(f"Cells come from {len(commits)} commits: {', '.join(sorted(c[:10] for c in commits))}.")
+    if any(commit.endswith(CHANGES) for commit in of_runs):
+        told.append("Some cells ran code that no commit holds: files had been changed.")
     for status, words in (("failed", "failed"), ("missing", "have not run")):
         names = sorted({name for name, own in cells.items() for cell in own if cell.status == status})
         if names:

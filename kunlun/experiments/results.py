@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from kunlun.experiments.statistics import Estimate, Fit, interval, paired
 
 FORMAT = 1
+CHANGES = "+changes"  # after a commit: of files that differed from it
 Family = Literal["full", "no", "drop", "baseline", "other"]
 Status = Literal["done", "failed", "missing"]
 
@@ -41,6 +42,7 @@ class CellResult:
     parameters: dict[str, int] = field(default_factory=dict)
     """dense and embedding."""
     commit: str | None = None
+    """Of the code; it ends in ``+changes`` where files differed from the commit."""
     reason: str | None = None
     """Of a failed cell: the last thing it said."""
     log: str | None = None

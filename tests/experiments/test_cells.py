@@ -14,6 +14,8 @@ import pytest
 from kunlun.experiments import cells as module
 from kunlun.experiments.cells import LOG, Cell, Processes, finish, last_words, read_run
 from kunlun.experiments.matrix import read_matrix
+from kunlun.experiments.outputs import notes
+from kunlun.experiments.results import CellResult
 from tests.experiments.fits import Fits, leave_run
 
 
@@ -53,6 +55,16 @@ def test_a_run_without_what_is_asked_of_it_is_told(tmp_path):
     (tmp_path / "run/summary.json").write_text(json.dumps({"best": {}, "test": {}, "curve": []}))
     with pytest.raises(ValueError, match=r"test/ne in .* is missing"):
         read_run(tmp_path / "run", "test")
+
+
+def test_code_that_no_commit_holds_is_told(tmp_path):
+    leave_run(tmp_path / "run", 0.9)
+    told = {}
+    for dirty in (False, True):
+        (tmp_path / "run/run.json").write_text(json.dumps({"git": {"commit": "abc", "dirty": dirty}}))
+        cell = CellResult(0, "done", **read_run(tmp_path / "run", "test"))
+        told[cell.commit] = notes({"kunlun": [cell]})
+    assert told == {"abc": [], "abc+changes": ["Some cells ran code that no commit holds: files had been changed."]}
 
 
 def test_two_workers_never_run_the_same_cell(tmp_path, variant):
