@@ -184,6 +184,9 @@ class EventEncoder(nn.Module):
         inputs = sum(tables.widths[f.table] for f in event.fields)
         self.hidden = nn.Linear(inputs, 2 * width)
         self.out = nn.Linear(2 * width, width)
+        # Rows of tables begin so small that torch's biases would outweigh them: all events would look alike.
+        nn.init.zeros_(self.hidden.bias)
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, events: dict[str, Jagged], tables: EmbeddingTables) -> Jagged:
         """One event type of a batch → Jagged of (N, d_e)."""

@@ -13,7 +13,7 @@ from torch import nn
 from kunlun.features import BagField, SparseField, Table
 from kunlun.layers.attention import SelfAttention
 from kunlun.layers.context import ContextKeyValue, Gate
-from kunlun.layers.embedding import EmbeddingConfig, EmbeddingTables, FieldTokens, candidate_field
+from kunlun.layers.embedding import EmbeddingConfig, EmbeddingTables, EventEncoder, FieldTokens, candidate_field
 from kunlun.layers.gdpa import GDPA, Context, GDPAConfig, PersonalizedBlock
 from kunlun.layers.pooling import HSP, MeanPooling, SumKronLinear
 from kunlun.layers.rote import Rote, RoteConfig
@@ -141,6 +141,17 @@ def test_a_quarter_of_the_keys_begins_as_the_candidate_alone():
     alone = 2 * layer.norm(candidate)[:, None].expand(2, 3, 8)
     torch.testing.assert_close(k[:, :3].flatten(2), alone)
     assert not torch.isclose(k[:, 3:].flatten(2), alone[:, :1]).any()
+
+
+def test_events_of_other_ids_begin_unlike():
+    """What a match by dot product stands out from: normalised, the same event has 1."""
+    schema = toy_schema()
+    tables = EmbeddingTables(schema, EmbeddingConfig(width=64, init_std=0.3))
+    encoder = EventEncoder(schema.events[0], schema, tables, 32)
+    ids = torch.stack([torch.arange(20, 84), torch.arange(64) % 20, torch.zeros(64, dtype=torch.long)], dim=1)
+    encoded = F.layer_norm(encoder.encode_candidate(ids, tables), (32,))
+    likeness = encoded @ encoded.T / 32
+    assert likeness[~torch.eye(64, dtype=torch.bool)].mean().abs() < 0.15
 
 
 def test_attention_begins_local_whatever_the_events():
