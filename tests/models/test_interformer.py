@@ -124,7 +124,7 @@ def test_parameters_are_those_of_the_formula():
     gate = 2 * (d * d + d)
     pma = 2 * d + 2 * 2 * d + 2 * d * d + d * d + d  # queries, two norms, K and V, output
     pffn = 2 * d + d + d * d + d + n_sum * d  # two norms of the block; project, norm and rows of the map
-    attention = 2 * d + 4 * d * d
+    attention = 2 * d + 4 * d * d + 3 * d  # norm, four maps, the biases of queries, keys and values
     assert sum(p.numel() for p in model.towers["view"].parameters()) == 2 * (pffn + attention) + 3 * (pma + gate)
     assert sum(p.numel() for p in model.summaries.parameters()) == 3 * (n * n_sum + gate)
     flat = (n + 2 * SIZES.sequence) * d
