@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,16 @@ def test_the_table_tells_the_oracle_of_each_preset_that_is_small(preset: str) ->
 def test_the_table_of_what_is_earned_is_the_one_that_was_measured() -> None:
     report = json.loads((ROOT / "benchmarks/results/cpu/synthetic_parts.json").read_text())
     assert markdown(report["results"]) in PAGE
+
+
+def test_models_come_in_the_order_that_was_measured() -> None:
+    report = json.loads((ROOT / "benchmarks/results/cpu/synthetic_order.json").read_text())
+    figures = {v["name"]: [cell["metrics"] for cell in v["cells"]] for v in report["variants"]}
+    for name, cells in figures.items():
+        ne, share = (statistics.fmean(cell[key] for cell in cells) for key in ("ne", "oracle_share"))
+        assert f"| `{name}` | {ne:.3f} | {100 * share:.0f} % |" in PAGE
+    for full, din, logistic in zip(*(figures[n] for n in ("kunlun", "din", "logistic_regression")), strict=True):
+        assert full["oracle_ne"] < full["ne"] < din["ne"] < logistic["ne"]
 
 
 def test_the_commands_are_those_that_there_are() -> None:
