@@ -85,7 +85,8 @@ def test_two_tasks_conversions_are_clicks_at_their_rate() -> None:
     assert bool((p[:, 1] < p[:, 0]).all())
     error = torch.sqrt((p * (1 - p)).sum(0))
     assert bool(((labels - p).sum(0).abs() < 4 * error).all())
-    assert float(p[:, 1].mean()) == pytest.approx(0.06, abs=0.004)
+    spread = float(p[:, 1].std()) * math.sqrt(2 / (1 << 13))  # calibrated on as many rows
+    assert float(p[:, 1].mean()) == pytest.approx(0.06, abs=4 * spread)
     assert oracle_ne(both, "valid", "conversion").ne < 1
     with pytest.raises(ValueError, match="no task 'buy'; there are click, conversion"):
         oracle_ne(both, "valid", "buy")
@@ -166,7 +167,7 @@ def test_parts_without_strength_carry_nothing() -> None:
     for part in alone:
         if part.part == "crosses":
             # All of it, but for what the other parts tell of the crosses.
-            assert 0.9 < part.share < 1.01
+            assert abs(part.share - 1) < min(0.1, 3 * part.standard_error)
         else:
             assert abs(part.share) < 1e-9
             assert part.standard_error < 1e-9
