@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks.reliability import damage, kills, memory
-from benchmarks.reliability.attempts import Line, Setting, differences, missing, replays
+from benchmarks.reliability.attempts import ROOT, Line, Setting, differences, missing, replays
 
 EPOCHS = 1
 BATCHES = 24
@@ -57,3 +58,13 @@ def test_the_comparison_finds_what_is_wrong() -> None:
     assert differences([*expected[:2], other], expected) == [other]
     assert missing([*expected[:2], other], expected) == 1
     assert replays([*expected[:3], other]) == [1]
+
+
+def test_the_page_tells_how_wrong_configurations_were_refused() -> None:
+    found = json.loads((ROOT / "benchmarks/results/cpu/reliability.json").read_text())["configs"]
+    text = " ".join((ROOT / "docs/reliability.md").read_text().split())
+    assert (
+        f"Of {found['configs']} wrong configurations, each given to a command line of its own, "
+        f"{found['refused_with_the_key']} were refused with the key named, after {found['seconds_median']:.1f} s in the "
+        f"median and {found['seconds_max']:.1f} s at most."
+    ) in text
