@@ -65,6 +65,6 @@ def test_the_page_tells_how_wrong_configurations_were_refused() -> None:
     text = " ".join((ROOT / "docs/reliability.md").read_text().split())
     assert (
         f"Of {found['configs']} wrong configurations, each given to a command line of its own, "
-        f"{found['refused_with_the_key']} were refused with the key named, after {found['seconds_median']:.1f} s in the "
-        f"median and {found['seconds_max']:.1f} s at most."
+        f"{found['refused_with_the_key']} were refused with the key named, after {found['seconds_median']:.1f} s in "
+        f"the median and {found['seconds_max']:.1f} s at most."
     ) in text
