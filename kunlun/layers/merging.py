@@ -1,16 +1,13 @@
-"""All events of a row as one history in time order, of which the types are not known (``drop_event_types``).
-
-Legend: G histories · N events of all types.
-"""
+"""All events of a row as one history in time order, of which the types are not known (``drop_event_types``)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from kunlun.features import TIME, Batch, FeatureSchema, Jagged
+from kunlun.features import TIME, Batch, FeatureSchema
+from kunlun.layers.joining import join_order, reorder
 
 MERGED = "event"
 
@@ -43,14 +40,7 @@ def merged(batch: Batch) -> Batch:
     types = list(batch.events.values())
     if len(types) < 2:
         return batch
-    times = torch.cat([fields[TIME].values for fields in types])
-    segments = torch.cat([fields[TIME].segments() for fields in types])
-    order = times.argsort(stable=True)
-    order = order[segments[order].argsort(stable=True)]
-    offsets = torch.stack([fields[TIME].offsets for fields in types]).sum(0)
-    longest = sum(fields[TIME].max_length for fields in types)
-
-    def one(values: list[Tensor]) -> Jagged:
-        return Jagged(torch.cat(values)[order], offsets, longest)
-
-    return replace(batch, events={MERGED: {name: one([fields[name].values for fields in types]) for name in types[0]}})
+    times = [fields[TIME] for fields in types]
+    order = join_order(times, torch.cat([t.values for t in times]))
+    columns = {name: reorder(order, [fields[name].values for fields in types]) for name in types[0]}
+    return replace(batch, events={MERGED: columns})
