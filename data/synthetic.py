@@ -24,7 +24,7 @@ from data.synthetic_presets import PRESETS, shipped_calibration
 from data.synthetic_streams import DAY, DEVICES, EPOCH, HOURS, PLACEMENTS, SEGMENTS, Impressions, People
 from kunlun.features import TIME, Batch, EventType, FeatureSchema, Jagged, SparseField, Table, Task
 
-WORLD_VERSION = 1  # counts up with any change to what a sample holds
+WORLD_VERSION = 2  # counts up with any change to what a sample holds
 DENSE = ("price", "account_age", "noise")
 SPARSE = ("user", "item", "category", "hour", "device", "placement", "segment")
 _FIRST_ID = 2  # ids 0 and 1 mean missing and unknown
@@ -41,7 +41,7 @@ class SyntheticWorld:
     def __init__(self, config: SyntheticConfig, calibration: Calibration | None = None) -> None:
         self.config = config
         self._people = People(config)
-        self._parts = Parts(config.seed, config.groups, config.user_buckets)
+        self._parts = Parts(config)
         self.calibration = calibration or shipped_calibration(config) or calibrate(config)
 
     @property
@@ -222,7 +222,7 @@ def calibrate(config: SyntheticConfig, rows: int = 1 << 15) -> Calibration:
     ``conversion_rate`` on these samples, hence to about 0.25 / √rows on others. Rounded to six decimals, so that
     the order in which a machine adds up does not show.
     """
-    people, parts = People(config), Parts(config.seed, config.groups, config.user_buckets)
+    people, parts = People(config), Parts(config)
     start = len(SPLITS) * MAX_ROWS
     raw, lengths = [], torch.zeros(len(TYPES), dtype=torch.int64)
     for chunk in _chunks(torch.arange(start, start + rows), config):

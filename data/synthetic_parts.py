@@ -16,14 +16,24 @@ import torch
 from torch import Tensor
 
 from data.counter import bits, draw, make_key, python_draw
-from data.synthetic_config import TYPES
+from data.synthetic_config import TYPES, SyntheticConfig
 from data.synthetic_streams import DEVICES, HOURS, PLACEMENTS, SEGMENTS, Impressions
 
 RECENCY_SHIFTS = (12, 16, 20)  # half-lives of 2^12, 2^16 and 2^20 s: 1.1 hours, 18 hours, 12 days
 PRESENT_SHIFT = 18  # half-life of 2^18 s = 3 days
 DEVICE_SIGNS = (1, -1, -1, 1)  # half of the requests each
 PRICES = 256
-PAIRS = (("hour", "placement"), ("placement", "segment"), ("segment", "group"), ("group", "hour"))
+# Each is a sum of FACTORS products of hidden signs: for pairs, a dot product of hidden vectors. With one factor, gates
+# and an MLP learn the pairs as well as a factorization machine does.
+CROSSES = (
+    ("hour", "placement"),
+    ("placement", "segment"),
+    ("segment", "category"),
+    ("category", "hour"),
+    ("device", "placement", "category"),
+    ("hour", "device", "placement", "segment"),
+)
+FACTORS = 4
 _UNIT = 1 << 16  # 1 in fixed point
 
 
@@ -64,20 +74,29 @@ def _saturated(x: Tensor) -> Tensor:
 
 
 class Parts:
-    """Raw (not yet standardised) parts of a world with ``groups`` category groups and ``user_buckets`` user ids."""
+    """Raw (not yet standardised) parts of a world."""
 
-    def __init__(self, seed: int, groups: int, user_buckets: int) -> None:
-        self.groups = groups
-        self.user_buckets = user_buckets
+    def __init__(self, config: SyntheticConfig) -> None:
+        seed = config.seed
+        self.groups = config.groups
+        self.user_buckets = config.user_buckets
         self._item_key = make_key(seed, 11)
         self._user_key = make_key(seed, 12)
         self._bucket_key = make_key(seed, 13)
-        cards = {"hour": HOURS, "device": DEVICES, "placement": PLACEMENTS, "segment": SEGMENTS, "group": groups}
-        self._signs = {
-            (name, use): torch.tensor(_balanced_signs(make_key(seed, 100 + 10 * number + use), card))
-            for number, (name, card) in enumerate(cards.items())
-            for use in range(8)
+        cards = {
+            "hour": HOURS,
+            "device": DEVICES,
+            "placement": PLACEMENTS,
+            "segment": SEGMENTS,
+            "category": config.categories,
         }
+        key = make_key(seed, 14)
+        self._price_signs = torch.tensor(_balanced_signs(python_draw(key, 0), SEGMENTS))
+        # Per cross: field → (values, FACTORS)
+        self._cross_signs = [
+            {name: _sign_table(python_draw(key, 8 * number + place), cards[name]) for place, name in enumerate(fields)}
+            for number, fields in enumerate(CROSSES, 1)
+        ]
 
     def user_bucket(self, user: Tensor) -> Tensor:
         """(B,) the shown user id in [0, user_buckets)."""
@@ -152,25 +171,22 @@ class Parts:
         return 2.0 * bought - _saturated(impression.decayed(PRESENT_SHIFT))
 
     def _crosses(self, sample: Impressions) -> Tensor:
-        """Products of hidden signs of 2, 3 and 4 fields, and of a dense feature with a field: no field tells alone."""
+        """Hidden signs of two to four fields, multiplied, and of a dense feature and a field: no field tells alone."""
+        device = sample.user.device
         values = {
             "hour": sample.hour,
             "device": sample.device,
             "placement": sample.placement,
             "segment": sample.segment,
-            "group": sample.category & (self.groups - 1),
+            "category": sample.category,
         }
-        place = {name: number for number, name in enumerate(values)}
-
-        def sign(name: str, use: int) -> Tensor:
-            return self._signs[name, use].to(sample.user.device).index_select(0, values[name])
-
-        # Every pair of fields has signs of its own: a field uses another set with each partner.
-        pairs = torch.stack([sign(a, place[b]) * sign(b, place[a]) for a, b in PAIRS]).sum(0)
-        price = standardised(self.price(sample.item), PRICES) * sign("segment", 5)
-        of_three = sign("device", 6) * sign("placement", 6) * sign("group", 6)
-        of_four = sign("hour", 7) * sign("device", 7) * sign("placement", 7) * sign("segment", 7)
-        return pairs + 0.5 * (price + of_three) + 0.25 * of_four
+        total = torch.zeros_like(sample.user, dtype=torch.float64)
+        for tables in self._cross_signs:
+            signs = [table.to(device).index_select(0, values[name]) for name, table in tables.items()]
+            product = torch.stack(signs).prod(0).sum(1)  # exact: small integers
+            total = total + 2.0 ** (1 - len(tables)) * product
+        own = self._price_signs.to(device).index_select(0, sample.segment)
+        return total + 0.5 * standardised(self.price(sample.item), PRICES) * own
 
     def _memory(self, sample: Impressions) -> Tensor:
         """A fixed value of the candidate's item plus one of the shown user id: nothing but memory finds them."""
@@ -191,5 +207,12 @@ def _bell(word: Tensor) -> Tensor:
 
 def _balanced_signs(key: int, n: int) -> list[int]:
     """n signs in random order, as many +1 as -1 (one more +1 where n is odd)."""
-    order = sorted(range(n), key=lambda value: python_draw(key, value))
-    return [1 if order.index(value) * 2 < n else -1 for value in range(n)]
+    signs = [-1] * n
+    for value in sorted(range(n), key=lambda value: python_draw(key, value))[: (n + 1) // 2]:
+        signs[value] = 1
+    return signs
+
+
+def _sign_table(key: int, n: int) -> Tensor:
+    """(n, FACTORS) int64 of signs, each column balanced."""
+    return torch.tensor([_balanced_signs(python_draw(key, factor), n) for factor in range(FACTORS)]).T.contiguous()

@@ -11,7 +11,9 @@ import torch
 
 from data.synthetic import SyntheticWorld, calibrate
 from data.synthetic_config import PARTS, TYPES, Strengths
+from data.synthetic_parts import FACTORS
 from data.synthetic_presets import CALIBRATIONS, shipped_calibration
+from data.synthetic_streams import SEGMENTS
 from kunlun.features import TIME, Batch
 from tests.data.worlds import MANY, TINY
 
@@ -114,13 +116,29 @@ def test_crosses_and_memory_depend_on_the_shown_fields_only(world: SyntheticWorl
     """Equal shown fields give equal parts; no single field has an effect of its own on the crosses."""
     batch, parts = world.batch(torch.arange(1 << 14)), world.parts(torch.arange(1 << 14))
     crosses, memory = parts[:, PARTS.index("crosses")], parts[:, PARTS.index("memory")]
-    for columns, part in (((1, 3, 4, 5, 6), crosses), ((0, 1), memory)):
+    for columns, part in (((1, 2, 3, 4, 5, 6), crosses), ((0, 1), memory)):
         _, key = torch.unique(batch.sparse[:, columns], dim=0, return_inverse=True)
         low = torch.full((int(key.max()) + 1,), math.inf, dtype=torch.float64).scatter_reduce_(0, key, part, "amin")
         high = torch.full_like(low, -math.inf).scatter_reduce_(0, key, part, "amax")
         assert float((high - low).max()) < 1e-12
         assert len(low) < len(part)
-    for column in (3, 4, 5, 6):
+    for column in (2, 3, 4, 5, 6):
         values = batch.sparse[:, column] - 2
         means = torch.zeros(int(values.max()) + 1, dtype=torch.float64).index_add_(0, values, crosses)
         assert float((means / torch.bincount(values)).abs().max()) < 0.3
+
+
+def test_a_cross_of_two_fields_is_a_dot_product_of_hidden_vectors(world: SyntheticWorld) -> None:
+    """What segment and category do together, beyond each alone, has as many directions as there are factors."""
+    index = torch.arange(MANY)
+    batch, crosses = world.batch(index), world.parts(index)[:, PARTS.index("crosses")]
+    crosses = crosses * CALIBRATIONS["tiny"].std[PARTS.index("crosses")]
+    segment, category = batch.sparse[:, 6] - 2, batch.sparse[:, 2] - 2
+    cell = segment * world.config.categories + category
+    cells = SEGMENTS * world.config.categories
+    total = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, crosses)
+    seen = torch.bincount(cell, minlength=cells)
+    together = (total / seen.clamp(min=1)).view(SEGMENTS, -1)
+    together = together - together.mean(0) - together.mean(1, keepdim=True) + together.mean()
+    sizes = torch.linalg.svdvals(together)
+    assert float(sizes[FACTORS - 1]) > 2 * float(sizes[FACTORS])
