@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.synthetic_parts import markdown
+from benchmarks.synthetic_parts import COMPONENTS, markdown
 from data.synthetic import SyntheticWorld
 from data.synthetic_oracle import summarise
 from data.synthetic_presets import PRESETS
@@ -60,6 +60,11 @@ def test_the_table_tells_the_oracle_of_each_preset_that_is_small(preset: str) ->
 def test_the_table_of_what_is_earned_is_the_one_that_was_measured() -> None:
     report = json.loads((ROOT / "benchmarks/results/cpu/synthetic_parts.json").read_text())
     assert markdown(report["results"]) in PAGE
+    for found in report["results"]:
+        up = found["strength"] > 0
+        assert (found["behind"] > found["half_width_95"]) if up else (abs(found["behind"]) <= found["half_width_95"])
+        assert found["seeds"] == (5 if up else 3)
+    assert {found["part"] for found in report["results"]} == set(COMPONENTS)
 
 
 def test_models_come_in_the_order_that_was_measured() -> None:
