@@ -41,7 +41,13 @@ class DataModule(L.LightningDataModule):
     """
 
     def __init__(
-        self, batch_size: int, eval_batch_size: int, max_length: int, num_workers: int, seed: int, predict_split: Split
+        self,
+        batch_size: int,
+        eval_batch_size: int,
+        max_length: int,
+        num_workers: int,
+        seed: int | None,
+        predict_split: Split,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -52,7 +58,7 @@ class DataModule(L.LightningDataModule):
         if num_workers < 0:
             raise ValueError(f"data.num_workers must be ≥ 0, got {num_workers}")
         self.batch_size, self.eval_batch_size, self.max_length = batch_size, eval_batch_size, max_length
-        self.num_workers, self.seed, self.predict_split = num_workers, seed, predict_split
+        self.num_workers, self.seed, self.predict_split = num_workers, seed or 0, predict_split
 
     @property
     @abstractmethod
@@ -127,7 +133,7 @@ class PreparedData(DataModule):
         eval_batch_size: rows of a batch of validate, test and predict.
         max_length: L_max, the newest events of each type that a row sees; may change without preparing again.
         num_workers: reader processes; 0 reads in the training process.
-        seed: of the order of training rows.
+        seed: of the order of training rows; null: the run's ``seed_everything``.
         predict_split: the split that ``predict`` scores.
     """
 
@@ -138,7 +144,7 @@ class PreparedData(DataModule):
         eval_batch_size: int = 4096,
         max_length: int = 200,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         predict_split: Split = "test",
     ) -> None:
         super().__init__(batch_size, eval_batch_size, max_length, num_workers, seed, predict_split)
@@ -198,7 +204,7 @@ class SyntheticData(DataModule):
         train_rows: size of the training split; valid and test stay the same rows.
         batch_size, eval_batch_size, num_workers, predict_split: as for PreparedData.
         max_length: L_max, the newest events of each type that a row shows; null: all that its label depends on.
-        seed: of the order of training rows.
+        seed: of the order of training rows; null: the run's ``seed_everything``.
     """
 
     def __init__(
@@ -215,7 +221,7 @@ class SyntheticData(DataModule):
         eval_batch_size: int = 4096,
         max_length: int | None = None,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         predict_split: Split = "test",
     ) -> None:
         self.config = altered(

@@ -524,3 +524,17 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seed"),
+    [
+        (["--seed_everything=3"], 3),
+        (["--seed_everything=3", "--data.seed=7"], 7),
+        (["--seed_everything=3", "--data.seed=0"], 0),
+        (["--seed_everything=false"], 0),
+        ([], 0),
+    ],
+)
+def test_another_seed_is_another_order_of_the_rows(arguments: list[str], seed: int) -> None:
+    assert build(["--config", "ablations/kunlun.yaml", *arguments]).datamodule.seed == seed

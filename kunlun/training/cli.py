@@ -181,6 +181,12 @@ class KunlunCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Nothing: what a checkpoint remembers must not win over the command line."""
 
+    def before_instantiate_classes(self) -> None:
+        """Another seed is also another order of the rows, unless the data were given a seed of their own."""
+        data, seed = self.config["data"].get("init_args") or {}, self.config.get("seed_everything")
+        if "seed" in data and data["seed"] is None and not isinstance(seed, bool):
+            data["seed"] = seed
+
     def instantiate_classes(self) -> None:
         try:
             self.config_init = self.parser.instantiate(self.config, instantiators=[(self._construct, object, True)])
