@@ -32,6 +32,7 @@ CONFIGS = {
     "small": SMALL,
     "full": replace(
         SMALL,
+        max_events=100,
         click=Stream((1,), SMALL.click.noise),
         conversion=Stream((1,), SMALL.conversion.noise),
         impression=Stream((1,), SMALL.impression.noise),
