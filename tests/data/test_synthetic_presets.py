@@ -64,7 +64,7 @@ def test_a_world_that_no_machine_holds_is_addressable(name: str) -> None:
 @pytest.fixture(scope="module")
 def few_users() -> Batch:
     """Samples of a few users of the small world with all that they ever did, by user and time."""
-    world = SyntheticWorld(replace(SMALL, users=60, max_events=2_000), CALIBRATIONS["small"])
+    world = SyntheticWorld(replace(SMALL, users=60, max_events=2_000, horizon_days=180), CALIBRATIONS["small"])
     batch = world.batch(torch.arange(600))
     order = sorted(range(600), key=lambda row: (int(batch.user[row]), int(batch.request_time[row])))
     return world.batch(torch.tensor(order))
@@ -138,10 +138,10 @@ def test_nothing_depends_on_what_comes_after_the_request() -> None:
 def test_overrides_make_another_world_and_leave_the_rest() -> None:
     data = SyntheticData("small", strengths={"recency": 2.0, "motif": 0.0}, ctr=0.1, label_noise=0.2, train_rows=1_000)
     assert data.config.strengths == replace(SMALL.strengths, recency=2.0, motif=0.0)
-    assert (data.config.ctr, data.config.label_noise, data.config.max_events) == (0.1, 0.2, 100)
+    assert (data.config.ctr, data.config.label_noise, data.config.max_events) == (0.1, 0.2, SMALL.max_events)
     assert data.config.rows("train") == 1_000
     assert data.schema.tasks[0].train_rate == 0.1
-    assert data.max_length == 100
+    assert data.max_length == SMALL.max_events
     assert float(data.world.oracle(torch.arange(1 << 13)).mean()) == pytest.approx(0.1, abs=0.01)
     both = SyntheticData("tiny", tasks=["click", "conversion"], conversion_rate=0.1)
     assert [task.name for task in both.schema.tasks] == ["click", "conversion"]
