@@ -16,6 +16,7 @@ from data.interruption import outlive_first_signal, signals_held_back
 from data.order import BatchOrder
 from data.reader import PreparedSplit, Split
 from data.synthetic import SyntheticWorld
+from data.synthetic_config import PARTS
 from data.synthetic_oracle import summarise
 from data.synthetic_presets import PRESETS, altered
 from kunlun.configuration import ConfigError
@@ -247,6 +248,16 @@ class SyntheticData(DataModule):
     def true_probabilities(self, split: Split, rows: torch.Tensor) -> torch.Tensor:
         """(B, tasks) float64: what the labels of ``rows`` (B,) of ``split`` were drawn with."""
         return self.world.oracle(rows + self.world.split(split).start)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the click probability that have a strength."""
+        return tuple(part for part, strength in self.config.strengths.by_part().items() if strength)
+
+    def true_parts(self, split: Split, rows: torch.Tensor) -> torch.Tensor:
+        """(B, len(parts)) float64: what each part says of ``rows`` (B,) of ``split``, of mean 0 and deviation 1."""
+        chosen = [PARTS.index(part) for part in self.parts]
+        return self.world.parts(rows + self.world.split(split).start)[:, chosen]
 
     def oracle(self) -> tuple[str, dict[str, float]]:
         """What the best model can expect on valid: a line to read, and the figures by name."""

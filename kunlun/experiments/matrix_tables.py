@@ -26,7 +26,9 @@ _VARIANT = Column("variant", number=False)
 def matrix_tables(result: MatrixResult) -> list[Grid]:
     """Every table that the matrix has something for; columns without a value are left out."""
     rows = ordered(result)
-    return trimmed([_quality(result, rows), _size(rows), _speed(rows), _published(rows), _failures(rows)])
+    return trimmed(
+        [_quality(result, rows), _learnt(rows), _size(rows), _speed(rows), _published(rows), _failures(rows)]
+    )
 
 
 def ordered(result: MatrixResult) -> list[VariantResult]:
@@ -94,6 +96,19 @@ def _quality(result: MatrixResult, variants: Sequence[VariantResult]) -> Grid:
     if result.oracle:
         note += f" The true probabilities have NE {n.fixed(result.oracle['ne'])}: no model can do better."
     return Grid("quality", "Quality", note, columns, tuple(rows))
+
+
+def _learnt(variants: Sequence[VariantResult]) -> Grid:
+    """Of data whose click probability is a known sum of parts: how much of each a variant has found."""
+    prefix = "learnt/"
+    parts = list(dict.fromkeys(m for variant in variants for m in variant.metrics if m.startswith(prefix)))
+    columns = (_VARIANT, *(Column(part.removeprefix(prefix)) for part in parts))
+    rows = [_row(variant, [n.fixed(_mean(variant, part), 2) for part in parts]) for variant in variants]
+    note = (
+        "The slope of a model's log-odds on each part of the true log-odds, all other parts given, over the true one; "
+        "the mean over seeds. 1: the part counts as much as it should; 0: the model knows nothing of it."
+    )
+    return Grid("learnt", "What was learnt of each part", note, columns, tuple(rows))
 
 
 def _size(variants: Sequence[VariantResult]) -> Grid:

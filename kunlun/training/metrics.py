@@ -58,6 +58,31 @@ def _check_rows(logits_B: Tensor, labels_B: Tensor, **columns_B: Tensor | None) 
             )
 
 
+class Slopes(_DeviceOnlyMetric):
+    """Least-squares slopes (K, Z) of Z quantities on K others with an intercept, from their float64 moments.
+
+    Where the rows cannot tell (too few, or one quantity follows from others) they are the smallest that fit as well.
+    """
+
+    gram: Tensor
+    moment: Tensor
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        for name, columns in (("gram", inputs + 1), ("moment", outputs)):
+            self.add_state(name, torch.zeros(inputs + 1, columns, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, x: Tensor, z: Tensor, weight: Tensor | None = None) -> None:
+        """Add rows: `x (B, K)`, `z (B, Z)`, `weight (B,)` ≥ 0 (default 1)."""
+        x = torch.cat([torch.ones_like(x[:, :1]), x], dim=1).double()
+        weighted = x if weight is None else x * weight.double()[:, None]
+        self.gram = self.gram + weighted.T @ x
+        self.moment = self.moment + weighted.T @ z.double()
+
+    def compute(self) -> Tensor:
+        return (torch.linalg.pinv(self.gram, hermitian=True) @ self.moment)[1:]
+
+
 class LogLoss(_DeviceOnlyMetric):
     """Mean binary cross-entropy in nats, Σ w·bce / Σ w, from logits in the overflow-free softplus form.
 

@@ -65,11 +65,13 @@ class CTRModule(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("valid", batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logits (B, tasks)."""
+        return self._evaluate("valid", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logits (B, tasks)."""
+        return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """``row`` (B,) and ``probability`` (B, tasks)."""
@@ -90,10 +92,11 @@ class CTRModule(L.LightningModule):
         total = len(batch) if batch.weight is None else batch.weight.sum()
         return loss / total
 
-    def _evaluate(self, split: str, batch: Batch) -> None:
+    def _evaluate(self, split: str, batch: Batch) -> Tensor:
         logits = self(batch)
         for task, metrics in enumerate(self.metrics[split]):
             metrics.update(logits[:, task], batch.labels[:, task], user=batch.user, weight=batch.weight)
+        return logits
 
     def _report(self, split: str) -> dict[str, float]:
         """Log, and return, the values over the whole split."""

@@ -1,8 +1,8 @@
-"""On data whose true probabilities are known: which share of the achievable gain a model captures."""
+"""On data whose true probabilities are known: the share of the gain that a model captures, and of which part."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from kunlun.features import Batch
-from kunlun.training.metrics import LogLoss, binary_entropy
+from kunlun.training.metrics import LogLoss, Slopes, binary_entropy
 from kunlun.training.module import CTRModule
 
 
@@ -20,6 +20,13 @@ class KnownAnswer(Protocol):
 
     def true_probabilities(self, split: str, rows: Tensor) -> Tensor:
         """(B, tasks) float64, for the ``row`` (B,) of a batch of ``split``, on its device."""
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """Names of the parts that the first task's log-odds are the sum of."""
+
+    def true_parts(self, split: str, rows: Tensor) -> Tensor:
+        """(B, parts) float64, for the same rows."""
 
     def oracle(self) -> tuple[str, Mapping[str, float]]:
         """What the best model can expect: a line to read, and the figures by name."""
@@ -39,13 +46,17 @@ class OracleShare(Callback):
     rate: a model that knows only it has 0, the true probabilities have 1. nan where there is nothing to gain.
     ``<split>/oracle_ne`` is NE_oracle.
 
-    The true probabilities of a split are computed at its first evaluation and kept.
+    ``<split>/learnt/<part>`` says which parts of the first task the model has found: the slope of its logit on the
+    part, all others given, over that of the true log-odds. 1: as strong as it is; 0: the model knows nothing of it.
+
+    What is true of a split is computed at its first evaluation and kept.
     """
 
     def __init__(self, data: KnownAnswer) -> None:
         self.data = data
-        self._known: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._known: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
         self._losses: list[tuple[LogLoss, LogLoss]] = []  # of the rate and of the oracle, per task
+        self._slopes = Slopes(len(data.parts), 2)  # of the model and of the oracle
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -56,9 +67,11 @@ class OracleShare(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._losses = []
+        self._slopes.to(pl_module.device).reset()
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._losses = []
+        self._slopes.to(pl_module.device).reset()
 
     def on_validation_batch_end(
         self,
@@ -70,7 +83,7 @@ class OracleShare(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if not trainer.sanity_checking:
-            self._add("valid", pl_module, batch, batch_idx)
+            self._add("valid", pl_module, outputs, batch, batch_idx)
 
     def on_test_batch_end(
         self,
@@ -81,7 +94,7 @@ class OracleShare(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._add("test", pl_module, batch, batch_idx)
+        self._add("test", pl_module, outputs, batch, batch_idx)
 
     # These run before the module's own, which reports its metrics and forgets them.
 
@@ -92,25 +105,28 @@ class OracleShare(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report("test", pl_module)
 
-    def _add(self, split: str, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def _add(self, split: str, pl_module: LightningModule, logits: Tensor, batch: Batch, batch_idx: int) -> None:
         assert isinstance(pl_module, CTRModule)
         tasks = pl_module.schema.tasks
         if not self._losses:
             self._losses = [(LogLoss().to(pl_module.device), LogLoss().to(pl_module.device)) for _ in tasks]
-        true = torch.logit(self._true(split, batch.row, batch_idx), eps=1e-15)
+        p, parts = self._true(split, batch.row, batch_idx)
+        true = torch.logit(p, eps=1e-15)
+        if parts.shape[1]:
+            self._slopes.update(parts, torch.stack([logits[:, 0].double(), true[:, 0]], dim=1), batch.weight)
         for number, (task, (rate, oracle)) in enumerate(zip(tasks, self._losses, strict=True)):
             labels = batch.labels[:, number]
             always = torch.logit(torch.tensor(task.train_rate, dtype=torch.float64, device=labels.device))
             rate.update(always.expand(len(labels)), labels, batch.weight)
             oracle.update(true[:, number], labels, batch.weight)
 
-    def _true(self, split: str, rows: Tensor, batch_idx: int) -> Tensor:
-        """Kept by batch: the rows of an evaluation come in the same order each time."""
+    def _true(self, split: str, rows: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Probabilities and parts. Kept by batch: the rows of an evaluation come in the same order each time."""
         known = self._known.get((split, batch_idx))
         if known is None or not torch.equal(known[0], rows):
-            known = (rows, self.data.true_probabilities(split, rows))
+            known = (rows, self.data.true_probabilities(split, rows), self.data.true_parts(split, rows))
             self._known[split, batch_idx] = known
-        return known[1]
+        return known[1:]
 
     def _report(self, split: str, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, CTRModule)
@@ -123,3 +139,7 @@ class OracleShare(Callback):
             # Already sums over all processes, as the module's metrics are.
             pl_module.log(f"{prefix}/oracle_share", share.float(), sync_dist=False)
             pl_module.log(f"{prefix}/oracle_ne", (oracle / binary_entropy(task.train_rate)).float(), sync_dist=False)
+        if self.data.parts:
+            model, oracle = self._slopes.compute().unbind(1)
+            for part, learnt in zip(self.data.parts, (model / oracle).tolist(), strict=True):
+                pl_module.log(f"{split}/learnt/{part}", learnt, sync_dist=False)

@@ -131,6 +131,8 @@ class FitSummary(Callback):
         found = _figures(self.best, split)
         if found:
             lines.append(f"{name}: {found}  ({split}, epoch {self.best_epoch}, the best of {self.epochs})")
+            if learnt := _learnt(self.best, split):
+                lines.append(f"  learnt of each part: {learnt}")
         else:
             lines.append(f"{name}: no validation ran")
         if self.test:
@@ -141,6 +143,12 @@ class FitSummary(Callback):
             lines.append(f"  run: {shown(run)}")
         lines += ["  next:"] * bool(commands) + [f"    {command}" for command in commands]
         return "\n".join(lines)
+
+
+def _learnt(metrics: Mapping[str, float], split: str) -> str:
+    """Of each part of a click probability that is known, how much was found; empty where none is."""
+    prefix = f"{split}/learnt/"
+    return " · ".join(f"{name.removeprefix(prefix)} {v:.2f}" for name, v in metrics.items() if name.startswith(prefix))
 
 
 def _figures(metrics: Mapping[str, float], split: str) -> str:

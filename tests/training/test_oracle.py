@@ -12,10 +12,12 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from data.module import PreparedData, SyntheticData
+from data.synthetic_config import PARTS
 from kunlun.features import Batch, FeatureSchema
 from kunlun.training.module import CTRModule
 from kunlun.training.oracle import OracleShare, known_answer
 
+QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 ROWS = {"valid": 8_192, "test": 8_192}
 
 
@@ -39,14 +41,7 @@ class Fixed(nn.Module):
 def evaluate(data: SyntheticData, weight: float, command: str = "validate") -> dict[str, float]:
     model = Fixed(data, weight)
     model.split = {"validate": "valid", "test": "test"}[command]
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=known_answer(data),
-    )
+    trainer = L.Trainer(accelerator="cpu", **QUIET, callbacks=known_answer(data))
     return getattr(trainer, command)(CTRModule(model), datamodule=data, verbose=False)[0]
 
 
@@ -122,3 +117,31 @@ def test_true_probabilities_are_computed_once_per_split(
 def test_other_data_have_no_such_callback() -> None:
     assert known_answer(PreparedData("nowhere")) == []
     assert known_answer(object()) == []
+
+
+class OfParts(Fixed):
+    """Knows the parts named in ``known`` as they are, and nothing of the others."""
+
+    def __init__(self, data: SyntheticData, known: dict[str, float]) -> None:
+        super().__init__(data, 1.0)
+        strengths = data.config.strengths.by_part()
+        self.slopes = torch.tensor([known.get(part, 0.0) * strengths[part] for part in data.parts]).double()
+
+    def forward(self, batch: Batch) -> Tensor:
+        return (self.data.true_parts(self.split, batch.row) @ self.slopes - 1.5)[:, None] + 0.0 * self.unused
+
+
+def test_what_is_learnt_of_each_part_is_its_slope_over_the_true_one() -> None:
+    data = SyntheticData("tiny", strengths={"memory": 0.0})
+    assert data.parts == ("recency", "motif", "long_range", "context", "event_types", "crosses")
+    known = {"recency": 1.0, "motif": 0.25, "event_types": 1.5}
+    trainer = L.Trainer(accelerator="cpu", **QUIET, callbacks=known_answer(data))
+    found = trainer.validate(CTRModule(OfParts(data, known)), datamodule=data, verbose=False)[0]
+    for part in data.parts:
+        assert found[f"valid/learnt/{part}"] == pytest.approx(known.get(part, 0.0), abs=1e-5)
+    assert "valid/learnt/memory" not in found
+
+
+def test_nothing_is_learnt_of_a_world_without_parts() -> None:
+    data = SyntheticData("tiny", strengths=dict.fromkeys(PARTS, 0.0))
+    assert not [name for name in evaluate(data, 1.0) if "learnt" in name]
