@@ -148,7 +148,8 @@ class FitSummary(Callback):
 def _learnt(metrics: Mapping[str, float], split: str) -> str:
     """Of each part of a click probability that is known, how much was found; empty where none is."""
     prefix = f"{split}/learnt/"
-    return " · ".join(f"{name.removeprefix(prefix)} {v:.2f}" for name, v in metrics.items() if name.startswith(prefix))
+    found = {name.removeprefix(prefix): v for name, v in metrics.items() if name.startswith(prefix)}
+    return " · ".join(f"{part} {round(v, 2) + 0.0:.2f}" for part, v in found.items())  # + 0.0: no minus before a zero
 
 
 def _figures(metrics: Mapping[str, float], split: str) -> str:

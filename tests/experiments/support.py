@@ -79,6 +79,7 @@ def cell(seed: int, delta: float, synthetic: bool = True) -> CellResult:
     metrics["calibration"] = 1.0 + float(rng.normal(0, 0.01))
     if synthetic:
         metrics["oracle_share"] = (1 - ne) / (1 - 0.7811)
+        metrics |= {"learnt/recency": 0.97 - 10 * delta, "learnt/motif": 0.61 - 100 * delta}
     points = [
         CurvePoint(40_000 * (i + 1), ne + 0.06 * math.exp(-i / 3) + float(rng.normal(0, 5e-4))) for i in range(12)
     ]

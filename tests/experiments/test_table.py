@@ -52,6 +52,18 @@ def test_the_numbers_are_those_of_the_json() -> None:
             assert number(size["× full"]) == pytest.approx(row.ratio["peak_memory"], abs=5e-3)
 
 
+def test_what_was_learnt_of_each_part_is_told_where_the_parts_are_known() -> None:
+    result = matrix()
+    learnt = grids(result)["learnt"]
+    assert [column.title for column in learnt.columns] == ["variant", "recency", "motif"]
+    for row in result.variants:
+        if "ne" in row.metrics:
+            shown = cells_of(learnt, row.name)
+            for part in ("recency", "motif"):
+                assert number(shown[part]) == pytest.approx(row.metrics[f"learnt/{part}"].mean, abs=5e-3)
+    assert "learnt" not in grids(matrix(synthetic=False))
+
+
 def test_the_reference_is_first_and_families_are_together() -> None:
     result = matrix()
     rows = grids(replace(result, variants=result.variants[::-1]))["quality"].rows
