@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.synthetic_parts import COMPONENTS, markdown
 from data.synthetic import SyntheticWorld
+from data.synthetic_config import PARTS
 from data.synthetic_oracle import summarise
 from data.synthetic_presets import PRESETS
 from tests.conftest import ROOT
@@ -73,6 +74,12 @@ def test_models_come_in_the_order_that_was_measured() -> None:
     for name, cells in figures.items():
         ne, share = (statistics.fmean(cell[key] for cell in cells) for key in ("ne", "oracle_share"))
         assert f"| `{name}` | {ne:.3f} | {100 * share:.0f} % |" in PAGE
+    learnt = {name: [cell[f"learnt/{name}"] for cell in figures["kunlun"]] for name in PARTS}
+    told = re.findall(r"([\d.]+) of (recency|long_range|motif|crosses|memory)\b", " ".join(PAGE.split()))
+    assert [(part, share) for share, part in told] == [
+        (part, f"{statistics.fmean(learnt[part]):.2f}")
+        for part in ("recency", "long_range", "motif", "crosses", "memory")
+    ]
     for full, din, logistic in zip(*(figures[n] for n in ("kunlun", "din", "logistic_regression")), strict=True):
         assert full["oracle_ne"] < full["ne"] < din["ne"] < logistic["ne"]
 
