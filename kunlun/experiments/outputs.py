@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,33 @@ def efficiency_path(matrix: Matrix, variant: Variant, number: int) -> Path:
     return matrix.options.folder / "efficiency" / f"{variant.name}-{variant.key()}-{number}.json"
 
 
-def collect(matrix: Matrix, command: Sequence[str]) -> MatrixResult:
-    """All that the folder holds of this matrix."""
+def earlier(matrix: Matrix) -> MatrixResult | None:
+    """What ``results.json`` of the folder says, if there is one."""
+    path = matrix.options.folder / "results.json"
+    try:
+        return MatrixResult.load(path)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        print(f"{shown(path)} is not read: {error}", flush=True)
+        return None
+
+
+def collect(matrix: Matrix, command: Sequence[str], before: MatrixResult | None = None) -> MatrixResult:
+    """All that the folder holds of this matrix; ``before`` is what it said when the command began."""
     planned = cells_of(matrix)
     cells: dict[str, list[CellResult]] = {variant.name: [] for variant in matrix.variants}
     for cell in planned:
-        cells[cell.variant.name].append(cell.read())
+        cells[cell.variant.name].append(replace(cell.read(), name=cell.name))
     reference = matrix.reference
     rounds = {variant.name: _rounds(matrix, variant) for variant in matrix.variants}
     variants = []
     for variant in matrix.variants:
         own = rounds[variant.name]
         compared = compare(cells[variant.name], cells[reference.name])
+        efficiency, ratio = median_efficiency(list(own.values())), ratios(own, rounds[reference.name])
+        if not matrix.options.rounds and before is not None:
+            efficiency, ratio = _known_costs(before, cells[variant.name], cells[reference.name])
         variants.append(
             VariantResult(
                 name=variant.name,
@@ -62,20 +78,34 @@ def collect(matrix: Matrix, command: Sequence[str]) -> MatrixResult:
                 metrics=compared["metrics"],
                 delta=compared["delta"],
                 delta_percent=compared["delta_percent"],
-                efficiency=median_efficiency(list(own.values())),
-                ratio=ratios(own, rounds[reference.name]),
+                efficiency=efficiency,
+                ratio=ratio,
                 published=published.words if (published := PUBLISHED.get(variant.name)) else None,
             )
         )
-    efficiency = variants[0].efficiency or {}
+    full = variants[0].efficiency or {}
+    facts = about(matrix.options, command, planned)
+    if before is not None and not facts["data"]:  # all cells are from there
+        facts["data"] = before.data
     return MatrixResult(
-        **about(matrix.options, command, planned),
+        **facts,
         reference=reference.name,
         variants=variants,
         oracle=oracle_of(cells[reference.name]),
-        device=efficiency.get("device"),
+        device=full.get("device"),
         notes=notes(cells) + _unmeasured(matrix, rounds),
     )
+
+
+def _known_costs(
+    before: MatrixResult, own: Sequence[CellResult], reference: Sequence[CellResult]
+) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    """Efficiency and ratios that an earlier command measured of the same two configurations."""
+    known = {cell.name: variant for variant in before.variants for cell in variant.cells}
+    variant, full = (next((known[c.name] for c in cells if c.name in known), None) for cells in (own, reference))
+    if variant is None or full is None or full.name != before.reference:
+        return None, {}
+    return variant.efficiency, variant.ratio
 
 
 def _unmeasured(matrix: Matrix, rounds: Mapping[str, Mapping[int, Any]]) -> list[str]:

@@ -47,6 +47,8 @@ class CellResult:
     """Of a failed cell: the last thing it said."""
     log: str | None = None
     """Of a failed cell: where all it said is, relative to the matrix's folder."""
+    name: str | None = None
+    """``VARIANT-SEED-HASH``: cells of one name are one training."""
 
 
 @dataclass(frozen=True)

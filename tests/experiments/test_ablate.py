@@ -78,6 +78,41 @@ def test_a_changed_configuration_runs_only_its_own_cells(tmp_path, monkeypatch):
     assert len(fits.commands) == 3 + 6  # and every round again, as a whole
 
 
+def test_a_table_alone_is_gone_on_from(tmp_path, monkeypatch, capsys):
+    """Of all that a matrix leaves only results.json is there: its cells are not run again, those that are new are."""
+    _, whole = run(Fits(planted), tmp_path / "m", monkeypatch)
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "m/results.json").rename(tmp_path / "clone/results.json")
+    fits = Fits(lambda config, seed: 0.9)
+    code, result = run(fits, tmp_path / "clone", monkeypatch, "--seeds", "4", "--rounds", "0")
+    assert code == 0
+    assert "8 cells are known from" in capsys.readouterr().out
+    assert len(fits.commands) == 3 + 1, "the fourth seed, and what had failed"
+    for before in whole.variants:
+        now = result.variant(before.name)
+        assert (now.efficiency, now.ratio) == (before.efficiency, before.ratio)
+        assert now.efficiency
+    for before in whole.variants:
+        kept = result.variant(before.name).cells[:3]
+        assert [a == b for a, b in zip(kept, before.cells, strict=True)] == [c.status == "done" for c in before.cells]
+    again = Fits(lambda config, seed: 0.9)
+    (tmp_path / "third").mkdir()
+    (tmp_path / "clone/results.json").rename(tmp_path / "third/results.json")
+    code, last = run(again, tmp_path / "third", monkeypatch, "--seeds", "4", "--rounds", "0")
+    assert not again.commands
+    assert last.data == whole.data
+    assert [v.metrics for v in last.variants] == [v.metrics for v in result.variants]
+
+
+def test_a_damaged_table_is_told_and_not_gone_on_from(tmp_path, monkeypatch, capsys):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/results.json").write_text('{"format": 1, "kind": "ablation", "variants": 3}')
+    fits = Fits(lambda config, seed: 0.9)
+    run(fits, tmp_path / "m", monkeypatch, "--rounds", "0")
+    assert "results.json is not read" in capsys.readouterr().out
+    assert len(fits.commands) == 9
+
+
 def test_what_cannot_be_begun_is_refused_before_a_cell_runs(tmp_path, monkeypatch):
     fits = Fits(lambda config, seed: 0.9)
     monkeypatch.setattr(running, "Processes", lambda: fits)
