@@ -55,6 +55,10 @@ class Cell:
         except (FileNotFoundError, ValueError, TypeError, KeyError):  # not there, or damaged: to be run again
             return CellResult(self.seed, "missing")
 
+    def write(self, result: CellResult) -> None:
+        """Keep ``result`` as what is known of it."""
+        write_whole(self.path / RESULT, json.dumps(asdict(result), indent=1) + "\n")
+
     def finished(self) -> float:
         """When its result was written, in unix seconds; 0 if it was not."""
         try:
@@ -74,7 +78,7 @@ def restore(cells: Sequence[Cell], known: Iterable[CellResult]) -> int:
     given = [cell for cell in cells if cell.name in done and cell.read().status != "done"]
     for cell in given:
         cell.path.mkdir(parents=True, exist_ok=True)
-        write_whole(cell.path / RESULT, json.dumps(asdict(done[cell.name]), indent=1) + "\n")
+        cell.write(done[cell.name])
     return len(given)
 
 
@@ -89,7 +93,7 @@ def finish(cell: Cell, since: float, environment: Mapping[str, str], processes: 
                 return None
             result = _train(cell, environment, processes)
             if result is not None:
-                write_whole(cell.path / RESULT, json.dumps(asdict(result), indent=1) + "\n")
+                cell.write(result)
             return result
     except Timeout:
         return None
