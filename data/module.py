@@ -245,19 +245,21 @@ class SyntheticData(DataModule):
             self._world = SyntheticWorld(self.config)
         return self._world
 
-    def true_probabilities(self, split: Split, rows: torch.Tensor) -> torch.Tensor:
-        """(B, tasks) float64: what the labels of ``rows`` (B,) of ``split`` were drawn with."""
-        return self.world.oracle(rows + self.world.split(split).start)
-
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts of the click probability that have a strength."""
         return tuple(part for part, strength in self.config.strengths.by_part().items() if strength)
 
-    def true_parts(self, split: Split, rows: torch.Tensor) -> torch.Tensor:
-        """(B, len(parts)) float64: what each part says of ``rows`` (B,) of ``split``, of mean 0 and deviation 1."""
+    def truth(self, split: Split, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is known of ``rows`` (B,) of ``split``.
+
+        Returns:
+            (B, tasks) float64, the probabilities that their labels were drawn with; and (B, len(parts)) float64, what
+            each part says of them, of mean 0 and deviation 1.
+        """
         chosen = [PARTS.index(part) for part in self.parts]
-        return self.world.parts(rows + self.world.split(split).start)[:, chosen]
+        parts = self.world.parts(rows + self.world.split(split).start)
+        return self.world.probability(parts), parts[:, chosen]
 
     def oracle(self) -> tuple[str, dict[str, float]]:
         """What the best model can expect on valid: a line to read, and the figures by name."""

@@ -18,15 +18,12 @@ from kunlun.training.module import CTRModule
 class KnownAnswer(Protocol):
     """What a data module offers if it knows the probabilities that its labels were drawn with."""
 
-    def true_probabilities(self, split: str, rows: Tensor) -> Tensor:
-        """(B, tasks) float64, for the ``row`` (B,) of a batch of ``split``, on its device."""
-
     @property
     def parts(self) -> Sequence[str]:
         """Names of the parts that the first task's log-odds are the sum of."""
 
-    def true_parts(self, split: str, rows: Tensor) -> Tensor:
-        """(B, parts) float64, for the same rows."""
+    def truth(self, split: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities (B, tasks) and parts (B, parts), float64, for the ``row`` (B,) of a batch of ``split``."""
 
     def oracle(self) -> tuple[str, Mapping[str, float]]:
         """What the best model can expect: a line to read, and the figures by name."""
@@ -124,7 +121,7 @@ class OracleShare(Callback):
         """Probabilities and parts. Kept by batch: the rows of an evaluation come in the same order each time."""
         known = self._known.get((split, batch_idx))
         if known is None or not torch.equal(known[0], rows):
-            known = (rows, self.data.true_probabilities(split, rows), self.data.true_parts(split, rows))
+            known = (rows, *self.data.truth(split, rows))
             self._known[split, batch_idx] = known
         return known[1:]
 

@@ -33,7 +33,7 @@ class Fixed(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         rates = torch.tensor([task.train_rate for task in self.schema.tasks], dtype=torch.float64)
-        p = self.data.true_probabilities(self.split, batch.row)
+        p, _ = self.data.truth(self.split, batch.row)
         mixed = self.weight * p + (1 - self.weight) * rates
         return torch.logit(mixed) + 0.0 * self.unused
 
@@ -64,7 +64,7 @@ def test_the_oracle_has_all_of_the_gain_and_the_rate_none(data: SyntheticData, c
 def test_the_share_is_that_of_the_formula_on_the_same_labels(data: SyntheticData) -> None:
     found = evaluate(data, 0.5)
     batch = data.split("valid").__getitems__(torch.arange(ROWS["valid"]).numpy())
-    p, labels = data.true_probabilities("valid", batch.row)[:, 0], batch.labels[:, 0].double()
+    p, labels = data.truth("valid", batch.row)[0][:, 0], batch.labels[:, 0].double()
 
     def loss(q: Tensor) -> float:
         return float(nn.functional.binary_cross_entropy(q, labels))
@@ -79,17 +79,17 @@ def test_nothing_to_gain_has_no_share() -> None:
     assert math.isnan(evaluate(SyntheticData("tiny", label_noise=1.0), 1.0)["valid/oracle_share"])
 
 
-def test_true_probabilities_are_computed_once_per_split(
+def test_the_truth_is_computed_once_per_split(
     data: SyntheticData, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a fit of two epochs; and what the oracle can expect is printed and logged once."""
     asked: list[int] = []
     plain = SyntheticData("tiny", train_rows=256, batch_size=128, eval_batch_size=4_096)
-    true = plain.true_probabilities
+    true = plain.world.parts
 
-    def counted(split: str, rows: Tensor) -> Tensor:
+    def counted(rows: Tensor) -> Tensor:
         asked.append(len(rows))
-        return true(split, rows)
+        return true(rows)
 
     callback = OracleShare(plain)
     trainer = L.Trainer(
@@ -103,10 +103,10 @@ def test_true_probabilities_are_computed_once_per_split(
         use_distributed_sampler=False,
     )
     model = Fixed(plain, 0.5)
-    monkeypatch.setattr(plain, "true_probabilities", counted)
+    monkeypatch.setattr(plain.world, "parts", counted)
     model.data = SyntheticData("tiny")
     trainer.fit(CTRModule(model), datamodule=plain)
-    assert asked == [4_096, 4_096]
+    assert asked == [8_192, 4_096, 4_096]  # for the line, then each batch of valid once
     assert "valid/oracle_share" in trainer.callback_metrics
     assert capsys.readouterr().out.count("oracle: NE 0.72") == 1
     logged = (tmp_path / "hparams.yaml").read_text()
@@ -128,7 +128,7 @@ class OfParts(Fixed):
         self.slopes = torch.tensor([known.get(part, 0.0) * strengths[part] for part in data.parts]).double()
 
     def forward(self, batch: Batch) -> Tensor:
-        return (self.data.true_parts(self.split, batch.row) @ self.slopes - 1.5)[:, None] + 0.0 * self.unused
+        return (self.data.truth(self.split, batch.row)[1] @ self.slopes - 1.5)[:, None] + 0.0 * self.unused
 
 
 def test_what_is_learnt_of_each_part_is_its_slope_over_the_true_one() -> None:
