@@ -10,11 +10,19 @@ from collections.abc import Sequence
 
 from filelock import FileLock, Timeout
 
-from kunlun.configuration import shown
 from kunlun.experiments import running
-from kunlun.experiments.cells import Processes, last_words, restore
+from kunlun.experiments.cells import Processes, last_words
 from kunlun.experiments.matrix import Matrix, read_matrix
-from kunlun.experiments.outputs import cells_of, collect, earlier, efficiency_path, publish, write_plan
+from kunlun.experiments.outputs import (
+    cells_of,
+    collect,
+    earlier,
+    efficiency_path,
+    publish,
+    take_known,
+    write_plan,
+)
+from kunlun.experiments.results import MatrixResult
 from kunlun.experiments.running import check_data, environment, exit_code, prepare_folder, run_cells, stoppable
 
 
@@ -25,17 +33,15 @@ def main(argv: Sequence[str]) -> int:
     prepare_folder(folder)
     check_data(matrix.reference)
     write_plan(matrix)
-    before = earlier(matrix)
-    known = [cell for variant in before.variants for cell in variant.cells] if before else []
-    if given := restore(cells_of(matrix), known):
-        print(f"{given} cells are known from {shown(folder / 'results.json')}", flush=True)
+    before = earlier(folder, MatrixResult)
+    take_known(cells_of(matrix), before)
     with stoppable() as processes:
         train(matrix, processes)
         if matrix.options.rounds and not processes.stopped.is_set():
             measure(matrix, processes)
     result = collect(matrix, ["ablate", *argv], before)
     publish(result, folder, matrix.reference)
-    return exit_code(processes, folder, (cell for variant in result.variants for cell in variant.cells))
+    return exit_code(processes, folder, result.cells())
 
 
 def train(matrix: Matrix, processes: Processes) -> None:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kunlun.configuration import shown
-from kunlun.experiments.cells import Cell, write_whole
+from kunlun.experiments.cells import Cell, restore, write_whole
 from kunlun.experiments.costs import Costs
 from kunlun.experiments.matrix import Matrix, Variant, changes
 from kunlun.experiments.options import ExperimentOptions
@@ -41,16 +41,26 @@ def efficiency_path(matrix: Matrix, variant: Variant, number: int) -> Path:
     return matrix.options.folder / "efficiency" / f"{variant.name}-{variant.key()}-{number}.json"
 
 
-def earlier(matrix: Matrix) -> MatrixResult | None:
+Result = TypeVar("Result", MatrixResult, ScalingResult)
+
+
+def earlier(folder: Path, kind: type[Result]) -> Result | None:
     """What ``results.json`` of the folder says, if there is one."""
-    path = matrix.options.folder / "results.json"
+    path = folder / "results.json"
     try:
-        return MatrixResult.load(path)
+        return kind.load(path)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
         print(f"{shown(path)} is not read: {error}", flush=True)
         return None
+
+
+def take_known(cells: Sequence[Cell], before: MatrixResult | ScalingResult | None) -> None:
+    """Give the cells that have no result what ``before``, read from ``results.json`` of their folder, says of them."""
+    given = restore(cells, before.cells()) if before else 0
+    if given:
+        print(f"{given} cells are known from {shown(cells[0].folder / 'results.json')}", flush=True)
 
 
 def collect(matrix: Matrix, command: Sequence[str], before: MatrixResult | None = None) -> MatrixResult:
@@ -84,11 +94,8 @@ def collect(matrix: Matrix, command: Sequence[str], before: MatrixResult | None 
             )
         )
     full = variants[0].efficiency or {}
-    facts = about(matrix.options, command, planned)
-    if before is not None and not facts["data"]:  # all cells are from there
-        facts["data"] = before.data
     return MatrixResult(
-        **facts,
+        **about(matrix.options, command, planned, before),
         reference=reference.name,
         variants=variants,
         oracle=oracle_of(cells[reference.name]),
@@ -169,14 +176,20 @@ def notes(cells: Mapping[str, Sequence[CellResult]]) -> list[str]:
     return told
 
 
-def about(options: ExperimentOptions, command: Sequence[str], cells: Sequence[Cell]) -> dict[str, Any]:
-    """What an experiment's result says of itself, whatever it ran."""
+def about(
+    options: ExperimentOptions,
+    command: Sequence[str],
+    cells: Sequence[Cell],
+    before: MatrixResult | ScalingResult | None = None,
+) -> dict[str, Any]:
+    """What an experiment's result says of itself, whatever it ran; ``before`` may hold cells whose runs are gone."""
+    seen = next((found for cell in cells if (found := data_of(cell))), {})
     return {
         "name": options.name,
         "split": options.split,
         "command": ["cli.py", *runs.redact_arguments(list(command))],
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "data": next((found for cell in cells if (found := data_of(cell))), {}),
+        "data": seen or (before.data if before else {}),
         "versions": runs.versions(),
     }
 

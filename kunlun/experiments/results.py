@@ -118,6 +118,10 @@ class MatrixResult(ExperimentResult):
     title = "an ablation matrix"
     variants: list[VariantResult]
 
+    def cells(self) -> list[CellResult]:
+        """Every training."""
+        return [cell for variant in self.variants for cell in variant.cells]
+
     def variant(self, name: str) -> VariantResult:
         return next(v for v in self.variants if v.name == name)
 
@@ -192,6 +196,17 @@ class ScalingPoint:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One training of the search for ``size`` of ``model``; its metrics are of the valid split."""
+
+    model: str
+    size: str
+    tried: dict[str, Any]
+    """As `ScalingPoint.chosen`."""
+    cell: CellResult
+
+
+@dataclass(frozen=True)
 class Ladder:
     """A model over its sizes. ``log`` has the coefficients ne0 and eta, ``power`` a, b and c; None: too few sizes."""
 
@@ -212,6 +227,13 @@ class ScalingResult(ExperimentResult):
     ratios: dict[str, Estimate]
     base: float
     """C₀ of the laws: the fewest FLOPs of any point."""
+    search: list[Trial] = field(default_factory=list)
+    """What was tried for every size of every model."""
+
+    def cells(self) -> list[CellResult]:
+        """Every training, those of the search too."""
+        reported = [cell for ladder in self.ladders for point in ladder.points for cell in point.cells]
+        return [trial.cell for trial in self.search] + reported
 
     @classmethod
     def load(cls, path: Path) -> ScalingResult:
@@ -219,7 +241,8 @@ class ScalingResult(ExperimentResult):
         raw = cls._read(path)
         ladders = [_ladder(ladder) for ladder in raw.pop("ladders")]
         ratios = {name: Estimate(**estimate) for name, estimate in raw.pop("ratios").items()}
-        return cls(**raw, ladders=ladders, ratios=ratios)
+        search = [Trial(**{**trial, "cell": read_cell(trial["cell"])}) for trial in raw.pop("search", [])]
+        return cls(**raw, ladders=ladders, ratios=ratios, search=search)
 
 
 def _ladder(raw: dict[str, Any]) -> Ladder:

@@ -17,8 +17,8 @@ from kunlun.configuration import ConfigError
 from kunlun.experiments.cells import Cell, Processes
 from kunlun.experiments.matrix import Variant, read_variant
 from kunlun.experiments.options import Asked, ExperimentOptions, read_asked
-from kunlun.experiments.outputs import about, notes, oracle_of, publish
-from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult
+from kunlun.experiments.outputs import about, earlier, notes, oracle_of, publish, take_known
+from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult, Trial
 from kunlun.experiments.running import check_data, exit_code, prepare_folder, run_cells, stoppable
 from kunlun.experiments.statistics import Estimate, Fit, fit_log, fit_power, ratio
 from kunlun.training.devices import device_name
@@ -127,12 +127,15 @@ def main(argv: Sequence[str]) -> int:
     folder = plan.options.folder
     prepare_folder(folder)
     check_data(plan.candidates[0].variant)
+    before = earlier(folder, ScalingResult)
     with stoppable() as processes:
         searched = [cell for model, size in plan.sizes() for cell in search_cells(plan, model, size)]
+        take_known(searched, before)
         _run(plan, f"{plan.options.name}, search", searched, processes)
         reported = [cell for model, size in plan.sizes() for cell in reported_cells(plan, model, size)]
+        take_known(reported, before)
         _run(plan, f"{plan.options.name}, seeds", reported, processes)
-    result = collect(plan, ["scaling", *argv])
+    result = collect(plan, ["scaling", *argv], before)
     publish(result, folder, plan.candidates[0].variant)
     return exit_code(processes, folder, (cell.read() for cell in (*searched, *reported)))
 
@@ -163,8 +166,8 @@ def reported_cells(plan: Plan, model: str, size: int) -> list[Cell]:
     return [Cell(chosen.variant, seed, o.split, o.name, o.folder.absolute()) for seed in o.seed_list]
 
 
-def collect(plan: Plan, command: Sequence[str]) -> ScalingResult:
-    """All that the folder holds of this experiment."""
+def collect(plan: Plan, command: Sequence[str], before: ScalingResult | None = None) -> ScalingResult:
+    """All that the folder holds of this experiment; ``before`` is what its results said when the command began."""
     o = plan.options
     ladders = {model: _ladder(plan, model) for model in o.models}
     base = min((p.flops for ladder in ladders.values() for p in ladder.points), default=1.0)
@@ -173,9 +176,11 @@ def collect(plan: Plan, command: Sequence[str]) -> ScalingResult:
     etas = {model: eta for model, ladder in fitted.items() if (eta := _eta(ladder)) is not None}
     cells = {f"{m} {p.size}": p.cells for m, ladder in fitted.items() for p in ladder.points}
     told = notes(cells)
+    search = []
     for model, size in plan.sizes():
-        trials = [cell.read() for cell in search_cells(plan, model, size)]
-        lost = [cell.reason or "not run" for cell in trials if cell.status != "done"]
+        trials = _trials(plan, model, size)
+        search += trials
+        lost = [trial.cell.reason or "not run" for trial in trials if trial.cell.status != "done"]
         if lost:
             told.append(
                 f"Size {size + 1} of {model} lost {len(lost)} of {len(trials)} trials of its search: {lost[0]}."
@@ -185,7 +190,7 @@ def collect(plan: Plan, command: Sequence[str]) -> ScalingResult:
                 f"Size {size + 1} of {model} has no point: no seed finished, or the model has no flops(lengths)."
             )
     return ScalingResult(
-        **about(o, command, [cell for model, size in plan.sizes() for cell in reported_cells(plan, model, size)]),
+        **about(o, command, [c for model, size in plan.sizes() for c in reported_cells(plan, model, size)], before),
         reference=o.reference,
         ladders=list(fitted.values()),
         # A slope that is not clearly above 0 is nothing to be a multiple of.
@@ -195,17 +200,23 @@ def collect(plan: Plan, command: Sequence[str]) -> ScalingResult:
             if reference is not None and reference.low is not None and reference.low > 0 and model != o.reference
         },
         base=base,
+        search=search,
         oracle=oracle_of([cell for own in cells.values() for cell in own]),
         device=device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         notes=told,
     )
 
 
+def _trials(plan: Plan, model: str, size: int) -> list[Trial]:
+    pairs = zip(plan.of(model, size), search_cells(plan, model, size), strict=True)
+    return [Trial(model, str(size + 1), c.chosen, replace(cell.read(), name=cell.name)) for c, cell in pairs]
+
+
 def _ladder(plan: Plan, model: str) -> Ladder:
     points, summary = [], ""
     for size in range(len(plan.options.models[model].sizes)):
         chosen = best(plan, model, size)
-        cells = [cell.read() for cell in reported_cells(plan, model, size)]
+        cells = [replace(cell.read(), name=cell.name) for cell in reported_cells(plan, model, size)]
         done = [cell for cell in cells if cell.status == "done"]
         if chosen is None or not done or done[0].flops is None:
             continue

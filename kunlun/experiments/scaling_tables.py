@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from kunlun.experiments import numbers as n
 from kunlun.experiments.grid import Column, Grid, Row, trimmed
@@ -15,7 +17,7 @@ LEAST_EXPONENT = 0.02  # as `fit_power` bounds it
 
 def scaling_tables(result: ScalingResult) -> list[Grid]:
     """Every table that the ladders have something for; columns without a value are left out."""
-    return trimmed([_points(result), _log(result), _power(result), _failures(result)])
+    return trimmed([_points(result), _log(result), _power(result), _search(result), _failures(result)])
 
 
 def ne_of(point: ScalingPoint) -> Estimate | None:
@@ -44,13 +46,16 @@ def _points(result: ScalingResult) -> Grid:
             cells += [n.scaled(point.parameters.get("dense")), n.scaled(point.parameters.get("embedding"))]
             cells += [n.NONE if ne is None else n.spread(ne, 4)]
             cells += [str(done) if done == len(point.cells) else f"{done} of {len(point.cells)}"]
-            told = {key: value for key, value in point.chosen.items() if not isinstance(value, (dict, list))}
-            cells += [", ".join(f"{key} {value}" for key, value in told.items())]
+            cells += [_words(point.chosen)]
             rows.append(Row(tuple(cells), ladder.model))
     note = "An interval is over seeds: another initialisation and another order of the rows."
     if result.oracle:
         note += f" The true probabilities have NE {n.fixed(result.oracle['ne'])}: no model can do better."
     return Grid("points", "Every size", note, columns, tuple(rows))
+
+
+def _words(chosen: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in chosen.items() if not isinstance(value, dict | list))
 
 
 def _coefficient(fit: Fit, name: str) -> str:
@@ -103,6 +108,26 @@ def _power(result: ScalingResult) -> Grid:
             f" Where c is {LEAST_EXPONENT}, the least that was searched, no floor is in sight and a and b mean little."
         )
     return Grid("power", "The power law", note, columns, tuple(rows))
+
+
+def _search(result: ScalingResult) -> Grid:
+    columns = (
+        Column("size", number=False),
+        Column("tried", number=False, wraps=True),
+        Column("FLOPs / sample"),
+        Column("NE on valid", "of one seed, which is not among those that are reported"),
+    )
+    rows = []
+    for ladder in result.ladders:
+        chosen = {point.size: point.chosen for point in ladder.points}
+        for trial in result.search:
+            if trial.model == ladder.model:
+                ne = trial.cell.metrics.get("ne")
+                told = trial.cell.status if ne is None else n.fixed(ne)
+                cells = (trial.size, _words(trial.tried), n.scaled(trial.cell.flops), told)
+                rows.append(Row(cells, ladder.model, strong=trial.tried == chosen.get(trial.size)))
+    note = "Every trial of every size; in bold what was chosen, by NE on valid, and trained again with the seeds."
+    return Grid("search", "The search", note, columns, tuple(rows))
 
 
 def _failures(result: ScalingResult) -> Grid:

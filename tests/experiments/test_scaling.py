@@ -12,6 +12,7 @@ import pytest
 from kunlun.configuration import ConfigError
 from kunlun.experiments import scaling
 from kunlun.experiments.results import ScalingResult
+from kunlun.experiments.scaling_tables import scaling_tables
 from kunlun.training.cli import KunlunCLI
 from kunlun.training.precheck import precheck
 from kunlun.training.utilization import flops_at_mean_lengths
@@ -64,6 +65,23 @@ def test_planted_slopes_are_found_and_their_ratio(tmp_path, monkeypatch, capsys)
     again = Fits(planted, flops)
     assert run(again, tmp_path / "s", monkeypatch)[1].ratios == result.ratios
     assert not again.commands
+
+
+def test_it_goes_on_from_its_results_json_alone(tmp_path, monkeypatch, capsys):
+    """The runs are gone: neither the search nor the seeds are trained again, and a new seed is."""
+    whole = run(Fits(planted, flops), tmp_path / "s", monkeypatch)[1]
+    assert len(whole.search) == 3 * 4 * 4
+    (shown,) = (grid for grid in scaling_tables(whole) if grid.key == "search")
+    assert (len(shown.rows), sum(row.strong for row in shown.rows)) == (48, 12)  # one of each size was chosen
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "s/results.json").rename(tmp_path / "clone/results.json")
+    more = Fits(planted, flops)
+    result = run(more, tmp_path / "clone", monkeypatch, "--seeds", "4")[1]
+    assert "48 cells are known from" in capsys.readouterr().out
+    assert len(more.commands) == 3 * 4
+    assert result.search == whole.search
+    assert result.data == whole.data
+    assert [len(point.cells) for ladder in result.ladders for point in ladder.points] == [4] * 12
 
 
 def test_the_search_of_one_model_is_as_large_as_that_of_another():
