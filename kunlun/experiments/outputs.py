@@ -78,6 +78,9 @@ def collect(matrix: Matrix, command: Sequence[str], before: MatrixResult | None 
         efficiency, ratio = median_efficiency(list(own.values())), ratios(own, rounds[reference.name])
         if not matrix.options.rounds and before is not None:
             efficiency, ratio = _known_costs(before, cells[variant.name], cells[reference.name])
+        if not efficiency:  # never measured: what a fit can count of itself
+            efficiency, full = _counted(cells[variant.name]), _counted(cells[reference.name])
+            ratio = ratios({0: efficiency}, {0: full}) if efficiency and full else {}
         variants.append(
             VariantResult(
                 name=variant.name,
@@ -93,13 +96,12 @@ def collect(matrix: Matrix, command: Sequence[str], before: MatrixResult | None 
                 published=published.words if (published := PUBLISHED.get(variant.name)) else None,
             )
         )
-    full = variants[0].efficiency or {}
     return MatrixResult(
         **about(matrix.options, command, planned, before),
         reference=reference.name,
         variants=variants,
         oracle=oracle_of(cells[reference.name]),
-        device=full.get("device"),
+        device=(variants[0].efficiency or {}).get("device"),
         notes=notes(cells) + _unmeasured(matrix, rounds),
     )
 
@@ -113,6 +115,12 @@ def _known_costs(
     if variant is None or full is None or full.name != before.reference:
         return None, {}
     return variant.efficiency, variant.ratio
+
+
+def _counted(cells: Sequence[CellResult]) -> dict[str, Any] | None:
+    """FLOPs and parameters of a variant, as a benchmark has them; None where no cell knows them."""
+    known = next((cell for cell in cells if cell.status == "done" and cell.flops is not None), None)
+    return {"flops_per_sample": known.flops, "parameters": known.parameters} if known else None
 
 
 def _unmeasured(matrix: Matrix, rounds: Mapping[str, Mapping[int, Any]]) -> list[str]:

@@ -16,6 +16,7 @@ import yaml
 from kunlun.command_line import read_request
 from kunlun.configuration import ConfigError
 from kunlun.experiments import ablate, running
+from kunlun.experiments.costs import Costs
 from kunlun.experiments.matrix import read_matrix
 from kunlun.experiments.outputs import ratios
 from kunlun.experiments.results import MatrixResult
@@ -67,6 +68,18 @@ def test_a_matrix_becomes_a_table_and_a_second_command_runs_only_what_failed(tmp
     assert code == 0
     assert [c[0] for c in again.commands] == ["fit"]
     assert result.variant("din").delta["ne"].count == 3
+
+
+def test_what_needs_no_clock_is_in_the_table_without_a_round(tmp_path, monkeypatch):
+    fits = Fits(planted, flops=lambda config: 2e3 if "Kunlun" in config["model"]["class_path"] else 1e3)
+    _, result = run(fits, tmp_path / "m", monkeypatch, "--rounds", "0")
+    din = result.variant("din")
+    assert din.ratio == {"flops": 0.5, "parameters_dense": 1.0}
+    assert Costs.of(din.efficiency).flops == 1e3
+    assert Costs.of(din.efficiency).training_qps is None
+    assert "| 1.00 k | ×0.50 |" in (tmp_path / "m/table.md").read_text()
+    _, measured = run(fits, tmp_path / "m", monkeypatch)
+    assert measured.variant("din").ratio["training_qps"] == 2.0
 
 
 def test_a_changed_configuration_runs_only_its_own_cells(tmp_path, monkeypatch):
