@@ -193,6 +193,8 @@ MUTATIONS = [
     ("trainer: {accelerator: gpuu}", "trainer.accelerator", "gpuu"),
     ("trainer: {devices: 0}", "trainer.devices", "0"),
     ("trainer: {precision: bf17}", "trainer.precision", "bf16"),
+    ("trainer: {precision: bf16-true}", "trainer.precision", "write bf16-mixed"),
+    ("trainer: {precision: 64}", "trainer.precision", "or 32-true"),
     ("trainer: {limit_train_batches: -1}", "trainer.limit_train_batches", "-1"),
     (
         "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.EarlyStoping}]}",

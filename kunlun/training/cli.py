@@ -96,6 +96,10 @@ def main(request: Request, checker: ConfigChecker, command_line: type[KunlunCLI]
 def check_lightning(checker: ConfigChecker, values: dict[str, Any]) -> None:
     """What precheck leaves out; ConfigError if it is wrong."""
     checker.arguments("trainer", values.get("trainer", {}), Trainer)
+    precision = str((values.get("trainer") or {}).get("precision"))
+    if precision in WHOLE_PRECISIONS:
+        problem = f"{precision}: rows of tables, labels and metrics stay float32; write bf16-mixed, 16-mixed or 32-true"
+        checker.fail("trainer.precision", problem)
     checker.arguments("training", values.get("training", {}), CTRModule, linked={"model"})
     checker.component("data", values.get("data"), (LightningDataModule,))
 
@@ -486,6 +490,8 @@ def _finish_wandb(failed: bool) -> None:
         wandb.finish(exit_code=int(failed))
 
 
+# Lightning would cast every floating tensor of a batch, the labels too.
+WHOLE_PRECISIONS = ("16-true", "bf16-true", "64-true", "64")
 DESCRIPTIONS = {
     "fit": "Train a model. The configuration is configs/base.yaml, then each --config, then the other options.",
     "validate": "Metrics of a checkpoint on the valid split.",
