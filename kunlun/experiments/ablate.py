@@ -24,6 +24,7 @@ from kunlun.experiments.outputs import (
 )
 from kunlun.experiments.results import MatrixResult
 from kunlun.experiments.running import check_data, environment, exit_code, prepare_folder, run_cells, stoppable
+from kunlun.experiments.search import chosen, search_cell
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,16 +33,28 @@ def main(argv: Sequence[str]) -> int:
     folder = matrix.options.folder
     prepare_folder(folder)
     check_data(matrix.reference)
-    write_plan(matrix)
     before = earlier(folder, MatrixResult)
-    take_known(cells_of(matrix), before)
     with stoppable() as processes:
+        matrix = search(matrix, before, processes)
+        write_plan(matrix)
+        take_known(cells_of(matrix), before)
         train(matrix, processes)
         if matrix.options.rounds and not processes.stopped.is_set():
             measure(matrix, processes)
     result = collect(matrix, ["ablate", *argv], before)
     publish(result, folder, matrix.reference)
     return exit_code(processes, folder, result.cells())
+
+
+def search(matrix: Matrix, before: MatrixResult | None, processes: Processes) -> Matrix:
+    """Try every variant with every learning rate of the options, if any; the matrix of those that were best."""
+    o, cells = matrix.options, [search_cell(matrix.options, candidate) for candidate in matrix.candidates]
+    if not cells:
+        return matrix
+    take_known(cells, before)
+    title = f"{o.name}, search: {len(matrix.variants)} variants × {len(o.lrs)} learning rates"
+    run_cells(title, cells, o.jobs, o.gpus, processes)
+    return chosen(matrix)
 
 
 def train(matrix: Matrix, processes: Processes) -> None:

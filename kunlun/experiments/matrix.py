@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from kunlun.command_line import Override, Request, request_of
 from kunlun.configuration import ConfigError, closest, find_config, flat, load_configs
-from kunlun.experiments.options import OWN_RUN_OPTIONS, ExperimentOptions, read_asked, without_experiments
+from kunlun.experiments.options import LR, OWN_RUN_OPTIONS, ExperimentOptions, read_asked, without_experiments
 
 # Options of a run that change no result.
 HARMLESS = ("project", "wandb", "checkpoint_every", "keep_last")
@@ -82,11 +82,22 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A variant as it may be chosen for one ``size`` (from 0) of ``model``; ``tried`` is what the search varies."""
+
+    model: str
+    size: int
+    tried: dict[str, Any]
+    variant: Variant
+
+
+@dataclass(frozen=True)
 class Matrix:
-    """The whole plan; the reference is the first of the variants."""
+    """The whole plan; the reference is the first of the variants, which are as configured until a search has chosen."""
 
     options: MatrixOptions
     variants: list[Variant]
+    candidates: list[Candidate] = field(default_factory=list)
 
     @property
     def reference(self) -> Variant:
@@ -107,7 +118,14 @@ def read_matrix(argv: Sequence[str]) -> Matrix:
     for name, times in Counter(variant.name for variant in variants).items():
         if times > 1:
             raise ConfigError(f"{where}: matrix.variants: {times} files are called {name!r}")
-    return Matrix(options, variants)
+    candidates = [
+        Candidate(
+            variant.name, 0, {"lr": lr}, read_variant(name, asked.configs, asked.overrides, where, changes={LR: lr})
+        )
+        for name, variant in zip(names, variants, strict=True)
+        for lr in options.lrs
+    ]
+    return Matrix(options, variants, candidates)
 
 
 def read_variant(

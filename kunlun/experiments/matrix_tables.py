@@ -27,7 +27,15 @@ def matrix_tables(result: MatrixResult) -> list[Grid]:
     """Every table that the matrix has something for; columns without a value are left out."""
     rows = ordered(result)
     return trimmed(
-        [_quality(result, rows), _learnt(rows), _size(rows), _speed(rows), _published(rows), _failures(rows)]
+        [
+            _quality(result, rows),
+            _learnt(rows),
+            _size(rows),
+            _speed(rows),
+            _published(rows),
+            _search(result, rows),
+            _failures(rows),
+        ]
     )
 
 
@@ -188,6 +196,26 @@ def _published(variants: Sequence[VariantResult]) -> Grid:
         f"set, other hardware: the signs are to be compared rather than the digits. In the paper, {UTILISATION_WORDS}."
     )
     return Grid("published", "Beside the paper", note, columns, tuple(rows))
+
+
+def _search(result: MatrixResult, variants: Sequence[VariantResult]) -> Grid:
+    rates = sorted({trial.tried["lr"] for trial in result.search})
+    columns = (
+        _VARIANT,
+        Column("chosen", "the learning rate with the lowest NE; the seeds were trained with it"),
+        *(Column(f"lr {rate:g}") for rate in rates),
+    )
+    rows = []
+    for variant in variants:
+        found = {
+            trial.tried["lr"]: trial.cell.metrics["ne"]
+            for trial in result.search
+            if trial.model == variant.name and trial.cell.status == "done"
+        }
+        best = f"{min(found, key=lambda rate: found[rate]):g}" if found else n.NONE
+        rows.append(_row(variant, [best, *(n.fixed(found.get(rate)) for rate in rates)]))
+    note = "NE of valid. Every variant was tried with the same rates, once each, with a seed that is not reported."
+    return Grid("search", "The search", note, columns, tuple(rows))
 
 
 def _failures(variants: Sequence[VariantResult]) -> Grid:

@@ -17,6 +17,8 @@ from kunlun.configuration import ConfigError, ConfigTree, Text, load_configs, pa
 
 EXPERIMENTS = {"matrix": "ablations/matrix.yaml", "scaling": "scaling/kunlun.yaml"}
 """Section of an experiment → a file that has it."""
+LR = "training.optimizer.lr"
+"""What `ExperimentOptions.lrs` are values of."""
 OWN_RUN_OPTIONS = ("name", "root", "group", "test")
 """Options of a run that an experiment gives to each of its cells."""
 
@@ -31,6 +33,11 @@ class ExperimentOptions:
     """How many seeds (0, 1, …), or which."""
     split: Literal["valid", "test"] = "test"
     """The split whose metrics are reported; everything that is chosen is chosen on valid."""
+    lrs: list[float] = field(default_factory=list)
+    """Learning rates (of training.optimizer.lr) that everything is tried with, once; the best on valid is trained with
+    the seeds. Empty: as configured."""
+    search_seed: int = 1000
+    """The seed of the search, not among those that are reported."""
     jobs: int = 1
     """Cells that run at the same time on this machine."""
     gpus: list[int] = field(default_factory=list)
@@ -42,6 +49,8 @@ class ExperimentOptions:
         seeds = self.seed_list
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be a number above 0, or a list of different seeds ≥ 0, got {self.seeds}")
+        if self.search_seed in seeds:
+            raise ValueError(f"seeds are those that are reported, not the search_seed {self.search_seed}")
         if self.jobs < 1:
             raise ValueError(f"it takes jobs ≥ 1, got {self.jobs}")
         if self.gpus and len(self.gpus) < self.jobs:
@@ -94,6 +103,8 @@ def read_asked(argv: Sequence[str], section: str, cls: type[O]) -> Asked[O]:
         options = options_of(tree, section, cls)
     except ValueError as error:
         raise ConfigError(f"{tree.where(section)}: {section}: {error}") from error
+    if options.lrs and any(override.key == LR for override in overrides):
+        raise ConfigError(f"command line: --{LR}: the search chooses it; see --{section}.lrs")
     return Asked(options, tree, configs, overrides)
 
 

@@ -25,6 +25,7 @@ from kunlun.experiments.results import (
     compare,
     median_efficiency,
 )
+from kunlun.experiments.search import lost, trials_of
 from kunlun.experiments.sweep import sweep
 from kunlun.training import runs
 
@@ -100,10 +101,17 @@ def collect(matrix: Matrix, command: Sequence[str], before: MatrixResult | None 
         **about(matrix.options, command, planned, before),
         reference=reference.name,
         variants=variants,
+        search=trials_of(matrix.options, matrix.candidates),
         oracle=oracle_of(cells[reference.name]),
         device=(variants[0].efficiency or {}).get("device"),
-        notes=notes(cells) + _unmeasured(matrix, rounds),
+        notes=notes(cells) + _lost(matrix) + _unmeasured(matrix, rounds),
     )
+
+
+def _lost(matrix: Matrix) -> list[str]:
+    trials = trials_of(matrix.options, matrix.candidates)
+    names = [variant.name for variant in matrix.variants]
+    return [told for name in names for told in lost(name, [trial for trial in trials if trial.model == name])]
 
 
 def _known_costs(

@@ -117,10 +117,12 @@ class MatrixResult(ExperimentResult):
     kind = "ablation"
     title = "an ablation matrix"
     variants: list[VariantResult]
+    search: list[Trial] = field(default_factory=list)
+    """What every variant was tried with before the seeds; empty: all were trained as configured."""
 
     def cells(self) -> list[CellResult]:
-        """Every training."""
-        return [cell for variant in self.variants for cell in variant.cells]
+        """Every training, those of the search too."""
+        return [trial.cell for trial in self.search] + [cell for v in self.variants for cell in v.cells]
 
     def variant(self, name: str) -> VariantResult:
         return next(v for v in self.variants if v.name == name)
@@ -130,7 +132,8 @@ class MatrixResult(ExperimentResult):
         """Read ``results.json``; ValueError if it is none or of another format."""
         raw = cls._read(path)
         variants = [_variant(v) for v in raw.pop("variants")]
-        return cls(**raw, variants=variants)
+        search = _search(raw.pop("search", []))
+        return cls(**raw, variants=variants, search=search)
 
 
 def _variant(raw: dict[str, Any]) -> VariantResult:
@@ -197,7 +200,7 @@ class ScalingPoint:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of the search for ``size`` of ``model``; its metrics are of the valid split."""
+    """One training of the search for ``size`` of ``model``, in a matrix of a variant; its metrics are of valid."""
 
     model: str
     size: str
@@ -241,7 +244,7 @@ class ScalingResult(ExperimentResult):
         raw = cls._read(path)
         ladders = [_ladder(ladder) for ladder in raw.pop("ladders")]
         ratios = {name: Estimate(**estimate) for name, estimate in raw.pop("ratios").items()}
-        search = [Trial(**{**trial, "cell": read_cell(trial["cell"])}) for trial in raw.pop("search", [])]
+        search = _search(raw.pop("search", []))
         return cls(**raw, ladders=ladders, ratios=ratios, search=search)
 
 
@@ -252,6 +255,10 @@ def _ladder(raw: dict[str, Any]) -> Ladder:
             raw[law] = Fit(coefficients=coefficients, **raw[law])
     raw["points"] = [ScalingPoint(**{**p, "cells": [read_cell(cell) for cell in p["cells"]]}) for p in raw["points"]]
     return Ladder(**raw)
+
+
+def _search(raw: Sequence[dict[str, Any]]) -> list[Trial]:
+    return [Trial(**{**trial, "cell": read_cell(trial["cell"])}) for trial in raw]
 
 
 def read_cell(raw: dict[str, Any]) -> CellResult:

@@ -15,11 +15,12 @@ import torch
 
 from kunlun.configuration import ConfigError
 from kunlun.experiments.cells import Cell, Processes
-from kunlun.experiments.matrix import Variant, read_variant
-from kunlun.experiments.options import Asked, ExperimentOptions, read_asked
+from kunlun.experiments.matrix import Candidate, read_variant
+from kunlun.experiments.options import LR, Asked, ExperimentOptions, read_asked
 from kunlun.experiments.outputs import about, earlier, notes, oracle_of, publish, take_known
-from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult, Trial
+from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult
 from kunlun.experiments.running import check_data, exit_code, prepare_folder, run_cells, stoppable
+from kunlun.experiments.search import best, lost, search_cell, trials_of
 from kunlun.experiments.statistics import Estimate, Fit, fit_log, fit_power, ratio
 from kunlun.training.devices import device_name
 
@@ -48,8 +49,6 @@ class ScalingOptions(ExperimentOptions):
     """The model whose slope η the others are divided by."""
     lrs: list[float] = field(default_factory=lambda: [1e-3, 3e-3])
     """Learning rates (of training.optimizer.lr) that every shape of every model is tried with."""
-    search_seed: int = 1000
-    """The seed of the search, not among those that are reported."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,20 +59,8 @@ class ScalingOptions(ExperimentOptions):
         for name, ladder in self.models.items():
             if len(ladder.sizes) < 2 or not all(ladder.sizes):
                 raise ValueError(f"models.{name}.sizes: two sizes or more are needed, each with a shape or more")
-        if self.search_seed in self.seed_list:
-            raise ValueError(f"seeds are those that are reported, not the search_seed {self.search_seed}")
         if not self.lrs:
             raise ValueError("lrs must name a learning rate or more")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One shape of one size with one learning rate."""
-
-    model: str
-    size: int
-    chosen: dict[str, Any]
-    variant: Variant
 
 
 @dataclass(frozen=True)
@@ -95,10 +82,8 @@ def read_plan(argv: Sequence[str]) -> Plan:
     """The plan that ``argv`` describes; ConfigError if any part of it is wrong."""
     asked = read_asked(argv, "scaling", ScalingOptions)
     for override in asked.overrides:
-        if override.key.startswith("model.") or override.key == "training.optimizer.lr":
-            raise ConfigError(
-                f"command line: --{override.key}: the ladders and their search choose it; see --scaling.lrs"
-            )
+        if override.key.startswith("model."):
+            raise ConfigError(f"command line: --{override.key}: the ladders choose it; see --scaling.models")
     candidates = [
         _candidate(asked, model, size, shape, lr)
         for model, ladder in asked.options.models.items()
@@ -115,7 +100,7 @@ def _candidate(asked: Asked[ScalingOptions], model: str, size: int, shape: dict[
         asked.overrides,
         asked.tree.where(f"scaling.models.{model}.sizes"),
         section="scaling.models",
-        changes={**{f"model.init_args.{key}": value for key, value in shape.items()}, "training.optimizer.lr": lr},
+        changes={**{f"model.init_args.{key}": value for key, value in shape.items()}, LR: lr},
         name=model,
     )
     return Candidate(model, size, {**shape, "lr": lr}, variant)
@@ -129,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     check_data(plan.candidates[0].variant)
     before = earlier(folder, ScalingResult)
     with stoppable() as processes:
-        searched = [cell for model, size in plan.sizes() for cell in search_cells(plan, model, size)]
+        searched = [search_cell(plan.options, c) for model, size in plan.sizes() for c in plan.of(model, size)]
         take_known(searched, before)
         _run(plan, f"{plan.options.name}, search", searched, processes)
         reported = [cell for model, size in plan.sizes() for cell in reported_cells(plan, model, size)]
@@ -145,22 +130,9 @@ def _run(plan: Plan, title: str, cells: list[Cell], processes: Processes) -> Non
         run_cells(title, cells, plan.options.jobs, plan.options.gpus, processes)
 
 
-def search_cells(plan: Plan, model: str, size: int) -> list[Cell]:
-    """The trainings that choose a shape and a learning rate."""
-    o, folder = plan.options, plan.options.folder.absolute()
-    return [Cell(c.variant, o.search_seed, "valid", f"{o.name}-search", folder) for c in plan.of(model, size)]
-
-
-def best(plan: Plan, model: str, size: int) -> Candidate | None:
-    """The candidate with the lowest NE on valid; None until one of them is done."""
-    trials = [cell.read() for cell in search_cells(plan, model, size)]
-    done = [pair for pair in zip(plan.of(model, size), trials, strict=True) if pair[1].status == "done"]
-    return min(done, key=lambda pair: pair[1].metrics["ne"])[0] if done else None
-
-
 def reported_cells(plan: Plan, model: str, size: int) -> list[Cell]:
     """The trainings of the best candidate; none where the whole search failed."""
-    o, chosen = plan.options, best(plan, model, size)
+    o, chosen = plan.options, best(plan.options, plan.of(model, size))
     if chosen is None:
         return []
     return [Cell(chosen.variant, seed, o.split, o.name, o.folder.absolute()) for seed in o.seed_list]
@@ -178,14 +150,13 @@ def collect(plan: Plan, command: Sequence[str], before: ScalingResult | None = N
     told = notes(cells)
     search = []
     for model, size in plan.sizes():
-        trials = _trials(plan, model, size)
+        trials = trials_of(o, plan.of(model, size))
         search += trials
-        lost = [trial.cell.reason or "not run" for trial in trials if trial.cell.status != "done"]
-        if lost:
-            told.append(
-                f"Size {size + 1} of {model} lost {len(lost)} of {len(trials)} trials of its search: {lost[0]}."
-            )
-        elif str(size + 1) not in {point.size for point in ladders[model].points}:
+        missing = lost(f"Size {size + 1} of {model}", trials)
+        told += missing
+        if missing:
+            continue
+        if str(size + 1) not in {point.size for point in ladders[model].points}:
             told.append(
                 f"Size {size + 1} of {model} has no point: no seed finished, or the model has no flops(lengths)."
             )
@@ -207,21 +178,16 @@ def collect(plan: Plan, command: Sequence[str], before: ScalingResult | None = N
     )
 
 
-def _trials(plan: Plan, model: str, size: int) -> list[Trial]:
-    pairs = zip(plan.of(model, size), search_cells(plan, model, size), strict=True)
-    return [Trial(model, str(size + 1), c.chosen, replace(cell.read(), name=cell.name)) for c, cell in pairs]
-
-
 def _ladder(plan: Plan, model: str) -> Ladder:
     points, summary = [], ""
     for size in range(len(plan.options.models[model].sizes)):
-        chosen = best(plan, model, size)
+        chosen = best(plan.options, plan.of(model, size))
         cells = [replace(cell.read(), name=cell.name) for cell in reported_cells(plan, model, size)]
         done = [cell for cell in cells if cell.status == "done"]
         if chosen is None or not done or done[0].flops is None:
             continue
         summary = chosen.variant.summary
-        points.append(ScalingPoint(str(size + 1), done[0].flops, done[0].parameters, cells, chosen.chosen))
+        points.append(ScalingPoint(str(size + 1), done[0].flops, done[0].parameters, cells, chosen.tried))
     return Ladder(model, summary, points)
 
 

@@ -82,6 +82,34 @@ def test_what_needs_no_clock_is_in_the_table_without_a_round(tmp_path, monkeypat
     assert measured.variant("din").ratio["training_qps"] == 2.0
 
 
+def test_every_variant_has_the_same_search_and_its_best_is_trained_with_the_seeds(tmp_path, monkeypatch, capsys):
+    def steep(config, seed):
+        name, lr = config["run"]["name"], config["training"]["optimizer"]["lr"]
+        if name == "no_gdpa" and seed == 1000:
+            raise RuntimeError("too steep")
+        return 0.8 + 0.1 * (lr != (0.01 if name == "din" else 0.001))
+
+    fits = Fits(steep)
+    more = ["--lrs", "[0.001, 0.01]", "--rounds", "0"]
+    code, result = run(fits, tmp_path / "m", monkeypatch, *more)
+    seeds = [word for command in fits.commands for word in command if word.startswith("--seed_everything")]
+    assert [seeds.count(f"--seed_everything={seed}") for seed in (1000, 0, 1, 2)] == [6, 3, 3, 3]
+    assert code == 1
+    assert result.variant("din").changes["training.optimizer.lr"] == [0.001, 0.01]
+    assert [result.variant(name).metrics["ne"].mean for name in ("kunlun", "din")] == pytest.approx([0.8, 0.8])
+    assert "no_gdpa lost 2 of 2 trials of its search: too steep (exit code 1)." in result.notes
+    assert result.variant("no_gdpa").changes["training.optimizer.lr"] == [0.001, 0.003]  # as configured
+    assert "| din | 0.01 | 0.9000 | 0.8000 |" in (tmp_path / "m/table.md").read_text()
+    assert "The search" in (tmp_path / "m/report.html").read_text()
+
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "m/results.json").rename(tmp_path / "clone/results.json")
+    again = Fits(steep)
+    _, same = run(again, tmp_path / "clone", monkeypatch, *more)
+    assert len(again.commands) == 2, "what had failed, and nothing else"
+    assert same.variants == result.variants
+
+
 def test_a_changed_configuration_runs_only_its_own_cells(tmp_path, monkeypatch):
     run(Fits(lambda config, seed: 0.9), tmp_path / "m", monkeypatch)
     mine = tmp_path / "no_gdpa.yaml"

@@ -118,7 +118,7 @@ def test_a_failed_candidate_is_not_chosen_and_a_failed_search_is_told(tmp_path, 
         (["--scaling.models.kunlun.sizes", "[[{width: 8}]]"], "two sizes or more"),
         (["--scaling.models.kunlun.config", "kunlnu"], "did you mean"),
         (["--sizes", "3"], "unknown option"),
-        (["--training.optimizer.lr", "0.1"], "the ladders and their search choose it"),
+        (["--training.optimizer.lr", "0.1"], "the search chooses it"),
         (["--seed_everything", "3"], "gives every cell its own"),
     ],
 )
