@@ -56,5 +56,8 @@ def test_what_the_page_says_of_small() -> None:
         assert percent in page
         pairs = zip(result.variant(name).cells, result.variant("kunlun").cells, strict=True)
         assert all(without.metrics["ne"] < full.metrics["ne"] for without, full in pairs)
+    fall = {v.name: [cell.curve[-2].ne - cell.curve[-1].ne for cell in v.cells] for v in result.variants}
+    assert all(0.01 <= last <= 0.06 for name in ("interformer", "din", "no_gdpa") for last in fall[name])
+    assert max(fall["kunlun"]) <= 0.013
     for name in ("no_hsp", "no_rote", "drop_wukong"):
         assert result.variant(name).delta["ne"].mean > 0
