@@ -47,12 +47,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def search(matrix: Matrix, before: MatrixResult | None, processes: Processes) -> Matrix:
-    """Try every variant with every learning rate of the options, if any; the matrix of those that were best."""
+    """Try every variant with all that the options ask for, if anything; the matrix of those that were best."""
     o, cells = matrix.options, [search_cell(matrix.options, candidate) for candidate in matrix.candidates]
     if not cells:
         return matrix
     take_known(cells, before)
-    title = f"{o.name}, search: {len(matrix.variants)} variants × {len(o.lrs)} learning rates"
+    title = f"{o.name}, search: {len(matrix.variants)} variants × {len(o.tries)} trials"
     run_cells(title, cells, o.jobs, o.gpus, processes)
     return chosen(matrix)
 

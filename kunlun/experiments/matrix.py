@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from kunlun.command_line import Override, Request, request_of
 from kunlun.configuration import ConfigError, closest, find_config, flat, load_configs
-from kunlun.experiments.options import LR, OWN_RUN_OPTIONS, ExperimentOptions, read_asked, without_experiments
+from kunlun.experiments.options import OWN_RUN_OPTIONS, ExperimentOptions, read_asked, without_experiments
 
 # Options of a run that change no result.
 HARMLESS = ("project", "wandb", "checkpoint_every", "keep_last")
@@ -83,7 +83,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant as it may be chosen for one ``size`` (from 0) of ``model``; ``tried`` is what the search varies."""
+    """A variant as it may be chosen for one ``size`` (from 0) of ``model``; ``tried``: key → value."""
 
     model: str
     size: int
@@ -119,11 +119,10 @@ def read_matrix(argv: Sequence[str]) -> Matrix:
         if times > 1:
             raise ConfigError(f"{where}: matrix.variants: {times} files are called {name!r}")
     candidates = [
-        Candidate(
-            variant.name, 0, {"lr": lr}, read_variant(name, asked.configs, asked.overrides, where, changes={LR: lr})
-        )
+        Candidate(variant.name, 0, tried, read_variant(name, asked.configs, asked.overrides, where, changes=tried))
         for name, variant in zip(names, variants, strict=True)
-        for lr in options.lrs
+        for tried in options.tries
+        if tried
     ]
     return Matrix(options, variants, candidates)
 

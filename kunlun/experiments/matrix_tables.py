@@ -10,6 +10,7 @@ from kunlun.experiments.costs import Costs
 from kunlun.experiments.grid import Column, Grid, Row, trimmed
 from kunlun.experiments.published import PUBLISHED, UTILISATION_WORDS, ours
 from kunlun.experiments.results import CellResult, Family, MatrixResult, VariantResult
+from kunlun.experiments.search import words
 from kunlun.experiments.statistics import Estimate
 
 FAMILIES: dict[Family, str] = {
@@ -199,22 +200,22 @@ def _published(variants: Sequence[VariantResult]) -> Grid:
 
 
 def _search(result: MatrixResult, variants: Sequence[VariantResult]) -> Grid:
-    rates = sorted({trial.tried["lr"] for trial in result.search})
+    tried = list(dict.fromkeys(words(trial.tried) for trial in result.search))
     columns = (
         _VARIANT,
-        Column("chosen", "the learning rate with the lowest NE; the seeds were trained with it"),
-        *(Column(f"lr {rate:g}") for rate in rates),
+        Column("chosen", "what had the lowest NE; the seeds were trained with it", number=False),
+        *(Column(name) for name in tried),
     )
     rows = []
     for variant in variants:
         found = {
-            trial.tried["lr"]: trial.cell.metrics["ne"]
+            words(trial.tried): trial.cell.metrics["ne"]
             for trial in result.search
             if trial.model == variant.name and trial.cell.status == "done"
         }
-        best = f"{min(found, key=lambda rate: found[rate]):g}" if found else n.NONE
-        rows.append(_row(variant, [best, *(n.fixed(found.get(rate)) for rate in rates)]))
-    note = "NE of valid. Every variant was tried with the same rates, once each, with a seed that is not reported."
+        best = min(found, key=lambda name: found[name]) if found else n.NONE
+        rows.append(_row(variant, [best, *(n.fixed(found.get(name)) for name in tried)]))
+    note = "NE of valid. Every variant was tried with the same, once each, with a seed that is not reported."
     return Grid("search", "The search", note, columns, tuple(rows))
 
 

@@ -6,6 +6,7 @@ under everything that it runs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,8 +18,6 @@ from kunlun.configuration import ConfigError, ConfigTree, Text, load_configs, pa
 
 EXPERIMENTS = {"matrix": "ablations/matrix.yaml", "scaling": "scaling/kunlun.yaml"}
 """Section of an experiment → a file that has it."""
-LR = "training.optimizer.lr"
-"""What `ExperimentOptions.lrs` are values of."""
 OWN_RUN_OPTIONS = ("name", "root", "group", "test")
 """Options of a run that an experiment gives to each of its cells."""
 
@@ -33,9 +32,9 @@ class ExperimentOptions:
     """How many seeds (0, 1, …), or which."""
     split: Literal["valid", "test"] = "test"
     """The split whose metrics are reported; everything that is chosen is chosen on valid."""
-    lrs: list[float] = field(default_factory=list)
-    """Learning rates (of training.optimizer.lr) that everything is tried with, once; the best on valid is trained with
-    the seeds. Empty: as configured."""
+    search: dict[str, list[Any]] = field(default_factory=dict)
+    """What everything is tried with before the seeds, as ``{training.optimizer.lr: [0.001, 0.003]}``, in all
+    combinations; the best on valid is trained with the seeds."""
     search_seed: int = 1000
     """The seed of the search, not among those that are reported."""
     jobs: int = 1
@@ -49,6 +48,9 @@ class ExperimentOptions:
         seeds = self.seed_list
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds must be a number above 0, or a list of different seeds ≥ 0, got {self.seeds}")
+        for key, values in self.search.items():
+            if not values:
+                raise ValueError(f"search: {key} has no value to try")
         if self.search_seed in seeds:
             raise ValueError(f"seeds are those that are reported, not the search_seed {self.search_seed}")
         if self.jobs < 1:
@@ -59,6 +61,11 @@ class ExperimentOptions:
     @property
     def seed_list(self) -> list[int]:
         return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def tries(self) -> list[dict[str, Any]]:
+        """The combinations of ``search``, each dotted key → value; without a search one that changes nothing."""
+        return [dict(zip(self.search, values, strict=True)) for values in itertools.product(*self.search.values())]
 
     @property
     def folder(self) -> Path:
@@ -103,8 +110,9 @@ def read_asked(argv: Sequence[str], section: str, cls: type[O]) -> Asked[O]:
         options = options_of(tree, section, cls)
     except ValueError as error:
         raise ConfigError(f"{tree.where(section)}: {section}: {error}") from error
-    if options.lrs and any(override.key == LR for override in overrides):
-        raise ConfigError(f"command line: --{LR}: the search chooses it; see --{section}.lrs")
+    for override in overrides:
+        if override.key in options.search:
+            raise ConfigError(f"command line: --{override.key}: the search chooses it; see --{section}.search")
     return Asked(options, tree, configs, overrides)
 
 

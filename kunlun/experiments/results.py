@@ -195,7 +195,7 @@ class ScalingPoint:
     """dense and embedding."""
     cells: list[CellResult]
     chosen: dict[str, Any] = field(default_factory=dict)
-    """What the search chose: arguments of the model, and ``lr``."""
+    """What the search chose: arguments of the model, and dotted keys of the configuration."""
 
 
 @dataclass(frozen=True)

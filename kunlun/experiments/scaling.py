@@ -16,7 +16,7 @@ import torch
 from kunlun.configuration import ConfigError
 from kunlun.experiments.cells import Cell, Processes
 from kunlun.experiments.matrix import Candidate, read_variant
-from kunlun.experiments.options import LR, Asked, ExperimentOptions, read_asked
+from kunlun.experiments.options import Asked, ExperimentOptions, read_asked
 from kunlun.experiments.outputs import about, earlier, notes, oracle_of, publish, take_known
 from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult
 from kunlun.experiments.running import check_data, exit_code, prepare_folder, run_cells, stoppable
@@ -47,8 +47,6 @@ class ScalingOptions(ExperimentOptions):
     """Name → ladder."""
     reference: str = "interformer"
     """The model whose slope η the others are divided by."""
-    lrs: list[float] = field(default_factory=lambda: [1e-3, 3e-3])
-    """Learning rates (of training.optimizer.lr) that every shape of every model is tried with."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,8 +57,6 @@ class ScalingOptions(ExperimentOptions):
         for name, ladder in self.models.items():
             if len(ladder.sizes) < 2 or not all(ladder.sizes):
                 raise ValueError(f"models.{name}.sizes: two sizes or more are needed, each with a shape or more")
-        if not self.lrs:
-            raise ValueError("lrs must name a learning rate or more")
 
 
 @dataclass(frozen=True)
@@ -85,25 +81,27 @@ def read_plan(argv: Sequence[str]) -> Plan:
         if override.key.startswith("model."):
             raise ConfigError(f"command line: --{override.key}: the ladders choose it; see --scaling.models")
     candidates = [
-        _candidate(asked, model, size, shape, lr)
+        _candidate(asked, model, size, shape, tried)
         for model, ladder in asked.options.models.items()
         for size, shapes in enumerate(ladder.sizes)
-        for shape, lr in itertools.product(shapes, asked.options.lrs)
+        for shape, tried in itertools.product(shapes, asked.options.tries)
     ]
     return Plan(asked.options, candidates)
 
 
-def _candidate(asked: Asked[ScalingOptions], model: str, size: int, shape: dict[str, Any], lr: float) -> Candidate:
+def _candidate(
+    asked: Asked[ScalingOptions], model: str, size: int, shape: dict[str, Any], tried: dict[str, Any]
+) -> Candidate:
     variant = read_variant(
         asked.options.models[model].config,
         asked.configs,
         asked.overrides,
         asked.tree.where(f"scaling.models.{model}.sizes"),
         section="scaling.models",
-        changes={**{f"model.init_args.{key}": value for key, value in shape.items()}, LR: lr},
+        changes={**{f"model.init_args.{key}": value for key, value in shape.items()}, **tried},
         name=model,
     )
-    return Candidate(model, size, {**shape, "lr": lr}, variant)
+    return Candidate(model, size, {**shape, **tried}, variant)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from kunlun.experiments import numbers as n
 from kunlun.experiments.grid import Column, Grid, Row, trimmed
 from kunlun.experiments.published import SCALING_WORDS
 from kunlun.experiments.results import ScalingPoint, ScalingResult
+from kunlun.experiments.search import words
 from kunlun.experiments.statistics import Estimate, Fit, interval
 
 LEAST_EXPONENT = 0.02  # as `fit_power` bounds it
@@ -46,16 +45,12 @@ def _points(result: ScalingResult) -> Grid:
             cells += [n.scaled(point.parameters.get("dense")), n.scaled(point.parameters.get("embedding"))]
             cells += [n.NONE if ne is None else n.spread(ne, 4)]
             cells += [str(done) if done == len(point.cells) else f"{done} of {len(point.cells)}"]
-            cells += [_words(point.chosen)]
+            cells += [words(point.chosen)]
             rows.append(Row(tuple(cells), ladder.model))
     note = "An interval is over seeds: another initialisation and another order of the rows."
     if result.oracle:
         note += f" The true probabilities have NE {n.fixed(result.oracle['ne'])}: no model can do better."
     return Grid("points", "Every size", note, columns, tuple(rows))
-
-
-def _words(chosen: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in chosen.items() if not isinstance(value, dict | list))
 
 
 def _coefficient(fit: Fit, name: str) -> str:
@@ -124,7 +119,7 @@ def _search(result: ScalingResult) -> Grid:
             if trial.model == ladder.model:
                 ne = trial.cell.metrics.get("ne")
                 told = trial.cell.status if ne is None else n.fixed(ne)
-                cells = (trial.size, _words(trial.tried), n.scaled(trial.cell.flops), told)
+                cells = (trial.size, words(trial.tried), n.scaled(trial.cell.flops), told)
                 rows.append(Row(cells, ladder.model, strong=trial.tried == chosen.get(trial.size)))
     note = "Every trial of every size; in bold what was chosen, by NE on valid, and trained again with the seeds."
     return Grid("search", "The search", note, columns, tuple(rows))

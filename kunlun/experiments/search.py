@@ -5,8 +5,9 @@ It has a seed of its own, so that what is reported was not chosen by its own luc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from kunlun.experiments.cells import Cell
 from kunlun.experiments.matrix import Candidate, Matrix
@@ -49,3 +50,10 @@ def lost(name: str, trials: Sequence[Trial]) -> list[str]:
     """For the notes: what of the search for ``name`` has no result."""
     reasons = [trial.cell.reason or "not run" for trial in trials if trial.cell.status != "done"]
     return [f"{name} lost {len(reasons)} of {len(trials)} trials of its search: {reasons[0]}."] if reasons else []
+
+
+def words(tried: Mapping[str, Any]) -> str:
+    """``width 64, lr 0.003``: what of a trial can be said in a line."""
+    return ", ".join(
+        f"{key.rpartition('.')[2]} {value}" for key, value in tried.items() if not isinstance(value, dict | list)
+    )

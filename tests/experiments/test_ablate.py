@@ -90,7 +90,7 @@ def test_every_variant_has_the_same_search_and_its_best_is_trained_with_the_seed
         return 0.8 + 0.1 * (lr != (0.01 if name == "din" else 0.001))
 
     fits = Fits(steep)
-    more = ["--lrs", "[0.001, 0.01]", "--rounds", "0"]
+    more = ["--search", "{training.optimizer.lr: [0.001, 0.01]}", "--rounds", "0"]
     code, result = run(fits, tmp_path / "m", monkeypatch, *more)
     seeds = [word for command in fits.commands for word in command if word.startswith("--seed_everything")]
     assert [seeds.count(f"--seed_everything={seed}") for seed in (1000, 0, 1, 2)] == [6, 3, 3, 3]
@@ -99,7 +99,7 @@ def test_every_variant_has_the_same_search_and_its_best_is_trained_with_the_seed
     assert [result.variant(name).metrics["ne"].mean for name in ("kunlun", "din")] == pytest.approx([0.8, 0.8])
     assert "no_gdpa lost 2 of 2 trials of its search: too steep (exit code 1)." in result.notes
     assert result.variant("no_gdpa").changes["training.optimizer.lr"] == [0.001, 0.003]  # as configured
-    assert "| din | 0.01 | 0.9000 | 0.8000 |" in (tmp_path / "m/table.md").read_text()
+    assert "| din | lr 0.01 | 0.9000 | 0.8000 |" in (tmp_path / "m/table.md").read_text()
     assert "The search" in (tmp_path / "m/report.html").read_text()
 
     (tmp_path / "clone").mkdir()

@@ -80,8 +80,12 @@ def test_other_data_under_the_same_path_are_other_cells(tmp_path):
         (["--split", "train"], "matrix.split"),
         (["--sedes", "3"], "did you mean"),
         (["--training.optimizer.lrr", "3"], "lrr"),
-        (["--lrs", "[0.001]", "--training.optimizer.lr", "0.1"], "the search chooses it; see --matrix.lrs"),
-        (["--lrs", "[0.001]", "--seeds", "[1000]"], "not the search_seed 1000"),
+        (
+            ["--search", "{trainer.max_epochs: [1]}", "--trainer.max_epochs", "2"],
+            "the search chooses it; see --matrix.sea",
+        ),
+        (["--search", "{training.optimizer.lrr: [1]}"], "did you mean 'lr'"),
+        (["--seeds", "[1000]"], "not the search_seed 1000"),
         (["--run.root", "there"], "--run.root: the matrix gives every cell its own"),
         (["--trainer.fast_dev_run", "true"], "fast_dev_run"),
         (

@@ -55,7 +55,7 @@ def test_planted_slopes_are_found_and_their_ratio(tmp_path, monkeypatch, capsys)
     assert result.ratios["kunlun"].low <= 2.0 <= result.ratios["kunlun"].high
     assert "interformer" not in result.ratios
     kunlun = result.ladders[0]
-    assert all(point.chosen["lr"] == 0.001 for point in kunlun.points)
+    assert all(point.chosen["training.optimizer.lr"] == 0.001 for point in kunlun.points)
     assert kunlun.points[0].chosen["layers"] == 2  # more FLOPs, lower NE
     assert result.base == min(point.flops for ladder in result.ladders for point in ladder.points)
     assert result.oracle == {"ne": 0.5}
@@ -101,7 +101,7 @@ def test_a_failed_candidate_is_not_chosen_and_a_failed_search_is_told(tmp_path, 
     code, result = run(Fits(fragile, flops), tmp_path / "s", monkeypatch)
     assert code == 1
     kunlun = next(ladder for ladder in result.ladders if ladder.model == "kunlun")
-    assert all(point.chosen["lr"] == 0.003 for point in kunlun.points)
+    assert all(point.chosen["training.optimizer.lr"] == 0.003 for point in kunlun.points)
     wukong = next(ladder for ladder in result.ladders if ladder.model == "wukong")
     assert (wukong.points, wukong.log) == ([], None)
     assert "Size 1 of wukong lost 4 of 4 trials of its search: too steep (exit code 1)." in result.notes
@@ -113,7 +113,7 @@ def test_a_failed_candidate_is_not_chosen_and_a_failed_search_is_told(tmp_path, 
     [
         (["--reference", "interfromer"], "the reference 'interfromer' is not among the models"),
         (["--seeds", "[1000]"], "not the search_seed"),
-        (["--lrs", "[]"], "lrs must name a learning rate"),
+        (["--search", "{training.optimizer.lr: []}"], "search: training.optimizer.lr has no value to try"),
         (["--scaling.models.kunlun.sizes", "[[{widht: 8}], [{width: 16}]]"], "widht"),
         (["--scaling.models.kunlun.sizes", "[[{width: 8}]]"], "two sizes or more"),
         (["--scaling.models.kunlun.config", "kunlnu"], "did you mean"),
@@ -129,7 +129,7 @@ def test_what_cannot_be_run_is_refused_with_its_place(arguments, message):
 
 @pytest.mark.slow
 def test_the_shipped_ladders_span_a_hundredfold_in_compute():
-    plan = scaling.read_plan([*SHARED, "--lrs", "[0.001]"])
+    plan = scaling.read_plan([*SHARED, "--search", "{training.optimizer.lr: [0.001]}"])
     for model in plan.options.models:
         found = [[flops_of(c.variant.request) for c in plan.of(model, size)] for size in range(4)]
         assert max(found[-1]) / min(found[0]) >= 80, (model, found)
