@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,9 @@ class Cell:
         """What is known of it: ``missing`` until it has run."""
         try:
             raw = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
-            return read_cell(raw)
+            return replace(read_cell(raw), name=self.name)  # what was kept before results had names, too
         except (FileNotFoundError, ValueError, TypeError, KeyError):  # not there, or damaged: to be run again
-            return CellResult(self.seed, "missing")
+            return CellResult(self.seed, "missing", name=self.name)
 
     def write(self, result: CellResult) -> None:
         """Keep ``result`` as what is known of it."""
@@ -120,12 +120,12 @@ def _train(cell: Cell, environment: Mapping[str, str], processes: Processes) -> 
     seconds = time.monotonic() - begun
     try:
         if code == 0 and runs:
-            return CellResult(cell.seed, "done", seconds=seconds, **read_run(runs[-1], cell.split))
+            return CellResult(cell.seed, "done", seconds=seconds, name=cell.name, **read_run(runs[-1], cell.split))
         reason = last_words(cell.path / LOG, code)
     except (OSError, ValueError, KeyError) as error:
         reason = f"its run is not whole: {error!r}"
     log = str((cell.path / LOG).relative_to(cell.folder))
-    return CellResult(cell.seed, "failed", seconds=seconds, reason=reason, log=log)
+    return CellResult(cell.seed, "failed", seconds=seconds, reason=reason, log=log, name=cell.name)
 
 
 def read_run(run: Path, split: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from kunlun.experiments.results import (
     CellResult,
     MatrixResult,
     ScalingResult,
+    Trial,
     VariantResult,
     compare,
     median_efficiency,
@@ -69,7 +69,7 @@ def collect(matrix: Matrix, command: Sequence[str], before: MatrixResult | None 
     planned = cells_of(matrix)
     cells: dict[str, list[CellResult]] = {variant.name: [] for variant in matrix.variants}
     for cell in planned:
-        cells[cell.variant.name].append(replace(cell.read(), name=cell.name))
+        cells[cell.variant.name].append(cell.read())
     reference = matrix.reference
     rounds = {variant.name: _rounds(matrix, variant) for variant in matrix.variants}
     variants = []
@@ -97,19 +97,19 @@ def collect(matrix: Matrix, command: Sequence[str], before: MatrixResult | None 
                 published=published.words if (published := PUBLISHED.get(variant.name)) else None,
             )
         )
+    trials = trials_of(matrix.options, matrix.candidates)
     return MatrixResult(
         **about(matrix.options, command, planned, before),
         reference=reference.name,
         variants=variants,
-        search=trials_of(matrix.options, matrix.candidates),
+        search=trials,
         oracle=oracle_of(cells[reference.name]),
         device=(variants[0].efficiency or {}).get("device"),
-        notes=notes(cells) + _lost(matrix) + _unmeasured(matrix, rounds),
+        notes=notes(cells) + _lost(matrix, trials) + _unmeasured(matrix, rounds),
     )
 
 
-def _lost(matrix: Matrix) -> list[str]:
-    trials = trials_of(matrix.options, matrix.candidates)
+def _lost(matrix: Matrix, trials: Sequence[Trial]) -> list[str]:
     names = [variant.name for variant in matrix.variants]
     return [told for name in names for told in lost(name, [trial for trial in trials if trial.model == name])]
 

@@ -152,9 +152,7 @@ def collect(plan: Plan, command: Sequence[str], before: ScalingResult | None = N
         search += trials
         missing = lost(f"Size {size + 1} of {model}", trials)
         told += missing
-        if missing:
-            continue
-        if str(size + 1) not in {point.size for point in ladders[model].points}:
+        if not missing and str(size + 1) not in {point.size for point in ladders[model].points}:
             told.append(
                 f"Size {size + 1} of {model} has no point: no seed finished, or the model has no flops(lengths)."
             )
@@ -180,7 +178,7 @@ def _ladder(plan: Plan, model: str) -> Ladder:
     points, summary = [], ""
     for size in range(len(plan.options.models[model].sizes)):
         chosen = best(plan.options, plan.of(model, size))
-        cells = [replace(cell.read(), name=cell.name) for cell in reported_cells(plan, model, size)]
+        cells = [cell.read() for cell in reported_cells(plan, model, size)]
         done = [cell for cell in cells if cell.status == "done"]
         if chosen is None or not done or done[0].flops is None:
             continue

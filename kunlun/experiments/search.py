@@ -29,11 +29,7 @@ def best(options: ExperimentOptions, candidates: Sequence[Candidate]) -> Candida
 
 def trials_of(options: ExperimentOptions, candidates: Sequence[Candidate]) -> list[Trial]:
     """What is known of each of ``candidates``."""
-    cells = [search_cell(options, candidate) for candidate in candidates]
-    return [
-        Trial(c.model, str(c.size + 1), c.tried, replace(cell.read(), name=cell.name))
-        for c, cell in zip(candidates, cells, strict=True)
-    ]
+    return [Trial(c.model, str(c.size + 1), c.tried, search_cell(options, c).read()) for c in candidates]
 
 
 def chosen(matrix: Matrix) -> Matrix:
