@@ -79,7 +79,7 @@ def _log(result: ScalingResult) -> Grid:
         rows.append(Row((ladder.model, *cells), strong=ladder.model == result.reference))
     note = (
         f"NE = NE₀ − η · ln(C / C₀), C the FLOPs per sample and C₀ = {n.scaled(result.base)}FLOPs. Intervals are 95 %, "
-        f"from fits to resampled residuals. The paper: {SCALING_WORDS}."
+        f"from the distance of the sizes' means from the line. The paper: {SCALING_WORDS}."
     )
     return Grid("log", "The log-linear law", note, columns, tuple(rows))
 
@@ -97,7 +97,10 @@ def _power(result: ScalingResult) -> Grid:
         if ladder.power is not None:
             abc = [_coefficient(ladder.power, name) for name in ("a", "b", "c")]
             rows.append(Row((ladder.model, *abc, n.fixed(ladder.power.residual, 5))))
-    note = "NE = a + b · (C / C₀)^−c beside it: over a wide range NE cannot fall along a straight line for ever."
+    note = (
+        "NE = a + b · (C / C₀)^−c beside it: over a wide range NE cannot fall along a straight line for ever. "
+        "Intervals are from fits to resampled residuals."
+    )
     if any(ladder.power and ladder.power.coefficients["c"].mean < 1.01 * LEAST_EXPONENT for ladder in result.ladders):
         note += (
             f" Where c is {LEAST_EXPONENT}, the least that was searched, no floor is in sight and a and b mean little."
