@@ -9,9 +9,7 @@ from kunlun.experiments.grid import Column, Grid, Row, trimmed
 from kunlun.experiments.published import SCALING_WORDS
 from kunlun.experiments.results import ScalingPoint, ScalingResult
 from kunlun.experiments.search import words
-from kunlun.experiments.statistics import Estimate, Fit, interval
-
-LEAST_EXPONENT = 0.02  # as `fit_power` bounds it
+from kunlun.experiments.statistics import EXPONENTS, Estimate, Fit, interval
 
 
 def scaling_tables(result: ScalingResult) -> list[Grid]:
@@ -92,19 +90,24 @@ def _power(result: ScalingResult) -> Grid:
         Column("c", "how fast it is gained"),
         Column("residual", "standard deviation of the runs around the law, in NE"),
     )
-    rows = []
+    rows, ends = [], []
     for ladder in result.ladders:
-        if ladder.power is not None:
-            abc = [_coefficient(ladder.power, name) for name in ("a", "b", "c")]
-            rows.append(Row((ladder.model, *abc, n.fixed(ladder.power.residual, 5))))
+        if ladder.power is None:
+            continue
+        if ladder.power.coefficients["b"].mean == 0:
+            cells = [n.NONE, "0: NE does not fall", n.NONE]
+        else:
+            cells = [_coefficient(ladder.power, name) for name in ("a", "b", "c")]
+            ends.append(ladder.power.coefficients["c"].mean)
+        rows.append(Row((ladder.model, *cells, n.fixed(ladder.power.residual, 5))))
     note = (
-        "NE = a + b · (C / C₀)^−c beside it: over a wide range NE cannot fall along a straight line for ever. "
-        "Intervals are from fits to resampled residuals."
+        "NE = a + b · (C / C₀)^−c beside it: over a wide range NE cannot fall along a straight line for ever. An "
+        "interval is what the sizes' means do not rule out; c is searched from {:g} to {:g}.".format(*EXPONENTS)
     )
-    if any(ladder.power and ladder.power.coefficients["c"].mean < 1.01 * LEAST_EXPONENT for ladder in result.ladders):
-        note += (
-            f" Where c is {LEAST_EXPONENT}, the least that was searched, no floor is in sight and a and b mean little."
-        )
+    if EXPONENTS[0] in ends:
+        note += f" Where c is {EXPONENTS[0]:g} no floor is in sight, and a and b mean little."
+    if EXPONENTS[1] in ends:
+        note += f" Where c is {EXPONENTS[1]:g} nothing is gained beyond the second size."
     return Grid("power", "The power law", note, columns, tuple(rows))
 
 

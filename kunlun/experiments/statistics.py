@@ -5,7 +5,7 @@ Legend: S seeds · P points of a ladder (one per size and seed) · C FLOPs per s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,8 +73,9 @@ class Fit:
     residual: float
 
 
-REPEATS = 1_000
 CURVE_POINTS = 50
+EXPONENTS = (0.02, 3.0)
+"""What the exponent of a power law is searched between."""
 
 
 def fit_log(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
@@ -84,8 +85,8 @@ def fit_log(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
     seeds of one size share its distance from the law, so they are not independent points. Two sizes have no interval.
     """
     c, y = _points(flops, ne, ("ne0", "eta"))
-    sizes, owner = np.unique(c, return_inverse=True)
-    x, mean = np.log(sizes / base), np.bincount(owner, y) / np.bincount(owner)
+    sizes, mean = _of_sizes(c, y)
+    x = np.log(sizes / base)
     spread = float(((x - x.mean()) ** 2).sum())
     eta = -float(((x - x.mean()) * (mean - mean.mean())).sum() / spread)
     ne0 = float(mean.mean() + eta * x.mean())
@@ -112,50 +113,96 @@ def fit_log(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
     )
 
 
+@dataclass(frozen=True)
+class _Lines:
+    """For each of E exponents the line through the sizes' means that is best, in x = (C/C₀)^−c."""
+
+    exponents: Array
+    centre: Array
+    """Mean of x."""
+    spread: Array
+    """Sum of (x − centre)²."""
+    slope: Array
+    floor: Array
+    left: Array
+    """Sum of squares between the means and the line."""
+
+    @classmethod
+    def through(cls, sizes: Array, mean: Array, exponents: Array) -> _Lines:
+        """``sizes`` are relative to C₀."""
+        x = sizes ** -exponents[:, None]
+        centre, level = x.mean(1), mean.mean()
+        apart = x - centre[:, None]
+        spread = (apart**2).sum(1)
+        slope = (apart * (mean - level)).sum(1) / spread
+        left = ((mean - level - slope[:, None] * apart) ** 2).sum(1)
+        return cls(exponents, centre, spread, slope, level - slope * centre, left)
+
+
 def fit_power(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
-    """``NE = a + b·(C/C₀)^−c`` with b ≥ 0 and c in [0.02, 3]: the law with a floor, a (Hestness et al. 2017).
+    """``NE = a + b·(C/C₀)^−c`` with b ≥ 0 and c in `EXPONENTS`: the law with a floor, a (Hestness et al. 2017).
 
-    For a given c the rest is linear, so only c is searched for.
+    Least squares on the mean of each size, as in `fit_log`. For a given c the law is linear in a and b, so only c is
+    searched for. An interval holds every value with which the law, the rest fitted anew, is not significantly farther
+    from the means (profile likelihood with Fisher's F): where c is hardly known, a is hardly known. Three sizes have
+    no interval.
     """
+    c, y = _points(flops, ne, ("a", "b", "c"))
+    sizes, mean = _of_sizes(c, y)
+    flat = float(((mean - mean.mean()) ** 2).sum())
 
-    def linear(c: Array, y: Array, exponent: float) -> tuple[Array, float]:
-        x = (c / base) ** -exponent
-        slope = max(0.0, float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()))
-        a = float(y.mean() - slope * x.mean())
-        return np.array([a, slope, exponent]), float(((y - a - slope * x) ** 2).sum())
+    def lines(exponents: Array) -> _Lines:
+        return _Lines.through(sizes / base, mean, exponents)
 
-    def solve(c: Array, y: Array) -> Array:
-        grid = np.geomspace(0.02, 3.0, 25)
-        best = int(np.argmin([linear(c, y, float(e))[1] for e in grid]))
-        bounds = (grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)])
-        found = optimize.minimize_scalar(lambda e: linear(c, y, e)[1], bounds=bounds, method="bounded")
-        return linear(c, y, float(found.x))[0]
+    def left(exponents: Array) -> Array:
+        """Squares left with b ≥ 0."""
+        found = lines(exponents)
+        return np.where(found.slope > 0, found.left, flat)
 
-    return _fit(flops, ne, ("a", "b", "c"), solve, lambda p, c: p[0] + p[1] * (c / base) ** -p[2])
+    grid = np.geomspace(*EXPONENTS, 1_000)
+    nearest = int(np.argmin(left(grid)))
+    bounds = (grid[max(nearest - 1, 0)], grid[min(nearest + 1, grid.size - 1)])
+    found = optimize.minimize_scalar(lambda e: left(np.array([e]))[0], bounds=bounds, method="bounded")
+    # At an end of the grid the bounded search stops just before it.
+    exponent = float(found.x) if found.fun < left(grid)[nearest] else float(grid[nearest])
+    best = lines(np.array([exponent]))
+    b = max(0.0, float(best.slope[0]))
+    a = float(mean.mean() - b * best.centre[0])
 
-
-def _fit(
-    flops: Sequence[float],
-    ne: Sequence[float],
-    names: tuple[str, ...],
-    solve: Callable[[Array, Array], Array],
-    curve: Callable[[Array, Array], Array],
-) -> Fit:
-    c, y = _points(flops, ne, names)
-    sizes = np.unique(c)
-    parameters = solve(c, y)
-    residuals = y - curve(parameters, c)
-    free = max(1, c.size - len(names))
-    draws = _resampled(c, curve(parameters, c), residuals, solve, len(names))
     shown = np.geomspace(sizes[0], sizes[-1], CURVE_POINTS)
-    low, high = np.quantile([curve(p, shown) for p in draws], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    edges = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    coefficients = {
-        name: Estimate(float(parameters[i]), float(edges[0, i]), float(edges[1, i]), int(c.size))
-        for i, name in enumerate(names)
-    }
-    spread = float(np.sqrt((residuals**2).sum() / free))
-    return Fit(coefficients, shown.tolist(), curve(parameters, shown).tolist(), low.tolist(), high.tolist(), spread)
+    middle = low = high = a + b * (shown / base) ** -exponent
+    edges: dict[str, tuple[float | None, float | None]] = dict.fromkeys("abc", (None, None))
+    free = sizes.size - 3
+    if free:
+        least = float(left(np.array([exponent]))[0])
+        allowed = least * (1 + float(stats.f.ppf(LEVEL, 1, free)) / free)
+        every = np.append(grid, exponent)
+        near = lines(every[lines(every).left <= allowed])
+        room = np.sqrt(allowed - near.left)
+
+        def reach(value: Array, variance: Array) -> tuple[Array, Array]:
+            """The ends, over the exponents, of what is estimated as ``value`` with a variance of ``variance``·σ²."""
+            half = np.sqrt(variance) * room
+            return (value - half).min(-1), (value + half).max(-1)
+
+        x = (shown[:, None] / base) ** -near.exponents
+        low, high = reach(near.floor + near.slope * x, 1 / sizes.size + (x - near.centre) ** 2 / near.spread)
+        ends = {
+            "a": reach(near.floor, 1 / sizes.size + near.centre**2 / near.spread),
+            "b": np.maximum(reach(near.slope, 1 / near.spread), 0.0),
+            "c": (near.exponents.min(), near.exponents.max()),
+        }
+        edges = {name: (float(lowest), float(highest)) for name, (lowest, highest) in ends.items()}
+    values = {"a": a, "b": b, "c": exponent}
+    coefficients = {name: Estimate(value, *edges[name], int(sizes.size)) for name, value in values.items()}
+    residual = float(np.sqrt(((y - a - b * (c / base) ** -exponent) ** 2).sum() / max(1, c.size - 3)))
+    return Fit(coefficients, shown.tolist(), middle.tolist(), low.tolist(), high.tolist(), residual)
+
+
+def _of_sizes(c: Array, y: Array) -> tuple[Array, Array]:
+    """The sizes, ascending, and the mean of each."""
+    sizes, owner = np.unique(c, return_inverse=True)
+    return sizes, np.bincount(owner, y) / np.bincount(owner)
 
 
 def _points(flops: Sequence[float], ne: Sequence[float], names: tuple[str, ...]) -> tuple[Array, Array]:
@@ -166,25 +213,6 @@ def _points(flops: Sequence[float], ne: Sequence[float], names: tuple[str, ...])
             f"a fit of {', '.join(names)} needs finite NE at {len(names)} sizes or more, got {sizes} sizes"
         )
     return c, y
-
-
-def _resampled(
-    c: Array, fitted: Array, residuals: Array, solve: Callable[[Array, Array], Array], coefficients: int
-) -> Array:
-    """(REPEATS, coefficients): fits of the fitted values plus residuals drawn anew: of a size, as a whole, and of the
-    seeds within sizes (a bootstrap of both levels; the size's own distance from the law is shared by its seeds)."""
-    generator = np.random.default_rng(0)
-    sizes, owner = np.unique(c, return_inverse=True)
-    counts = np.bincount(owner)
-    between = np.bincount(owner, residuals) / counts
-    within = (residuals - between[owner]) * np.sqrt(counts[owner] / np.maximum(counts[owner] - 1, 1))
-    between = between * np.sqrt(sizes.size / max(1, sizes.size - coefficients))
-    return np.stack(
-        [
-            solve(c, fitted + generator.choice(between, sizes.size)[owner] + generator.choice(within, c.size))
-            for _ in range(REPEATS)
-        ]
-    )
 
 
 def ratio(value: Estimate, reference: Estimate) -> Estimate:

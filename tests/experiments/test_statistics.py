@@ -52,8 +52,49 @@ def test_the_power_law_finds_what_was_planted():
     assert [exact[k].mean for k in "abc"] == pytest.approx([0.7, 0.1, 0.4], rel=1e-3)
 
 
+@pytest.mark.parametrize("sizes", [4, 6])
+def test_the_intervals_of_the_power_law_cover_it(sizes):
+    """Though four sizes leave one degree of freedom, and seeds of a size share its distance from the law."""
+    planted, repeats = {"a": 0.7, "b": 0.1, "c": 0.4}, 300
+    flops = np.repeat(np.geomspace(1e6, 1e8, sizes), 3)
+    rng = np.random.default_rng(sizes)
+    covered = dict.fromkeys([*planted, "curve"], 0)
+    for _ in range(repeats):
+        off = np.repeat(rng.normal(0, 0.003, sizes), 3) + rng.normal(0, 0.001, flops.size)
+        fit = fit_power(flops, 0.7 + 0.1 * (flops / 1e6) ** -0.4 + off, base=1e6)
+        for name, value in planted.items():
+            covered[name] += fit.coefficients[name].low <= value <= fit.coefficients[name].high
+        middle = len(fit.flops) // 2
+        covered["curve"] += fit.low[middle] <= 0.7 + 0.1 * (fit.flops[middle] / 1e6) ** -0.4 <= fit.high[middle]
+    assert all(times / repeats >= 0.9 for times in covered.values()), covered
+
+
+def test_more_sizes_narrow_the_intervals_of_the_power_law():
+    def width(sizes: int) -> float:
+        flops = np.geomspace(1e6, 1e8, sizes)
+        noise = np.random.default_rng(0).normal(0, 0.002, sizes)
+        a = fit_power(flops, 0.7 + 0.1 * (flops / 1e6) ** -0.4 + noise, base=1e6).coefficients["a"]
+        return a.high - a.low
+
+    assert width(40) < width(8) < 0.15
+
+
+def test_three_sizes_have_a_power_law_and_no_interval():
+    fit = fit_power([1e6, 1e7, 1e8], [0.8, 0.74, 0.715], base=1e6)
+    assert fit.coefficients["c"].low is None
+    assert fit.low == fit.middle == fit.high
+
+
 def test_a_curve_that_does_not_fall_has_no_negative_gain():
-    assert fit_power(SIZES, 0.7 + 0.01 * np.log(SIZES), base=1e6).coefficients["b"].mean == 0
+    fit = fit_power(SIZES, 0.7 + 0.01 * np.log(SIZES), base=1e6)
+    assert fit.coefficients["b"].mean == 0
+    assert fit.middle == pytest.approx([np.mean(0.7 + 0.01 * np.log(SIZES))] * len(fit.middle))
+
+
+@pytest.mark.parametrize(("end", "curve"), [(0.02, [0.9, 0.8, 0.69, 0.5]), (3.0, [0.9, 0.8, 0.8, 0.8])])
+def test_an_exponent_at_the_end_of_the_search_is_that_end(end, curve):
+    """So that the table can say so."""
+    assert fit_power(np.geomspace(1e6, 1e8, 4), curve, base=1e6).coefficients["c"].mean == end
 
 
 def test_the_interval_of_eta_covers_it():
