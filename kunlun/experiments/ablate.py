@@ -19,7 +19,6 @@ from kunlun.experiments.outputs import (
     earlier,
     efficiency_path,
     publish,
-    take_known,
     write_plan,
 )
 from kunlun.experiments.results import MatrixResult
@@ -35,9 +34,8 @@ def main(argv: Sequence[str]) -> int:
     check_data(matrix.reference)
     before = earlier(folder, MatrixResult)
     with stoppable() as processes:
-        matrix = search(matrix, before, processes)
+        matrix = search(matrix, processes)
         write_plan(matrix)
-        take_known(cells_of(matrix), before)
         train(matrix, processes)
         if matrix.options.rounds and not processes.stopped.is_set():
             measure(matrix, processes)
@@ -46,12 +44,11 @@ def main(argv: Sequence[str]) -> int:
     return exit_code(processes, folder, result.cells())
 
 
-def search(matrix: Matrix, before: MatrixResult | None, processes: Processes) -> Matrix:
+def search(matrix: Matrix, processes: Processes) -> Matrix:
     """Try every variant with all that the options ask for, if anything; the matrix of those that were best."""
     o, cells = matrix.options, [search_cell(matrix.options, candidate) for candidate in matrix.candidates]
     if not cells:
         return matrix
-    take_known(cells, before)
     title = f"{o.name}, search: {len(matrix.variants)} variants × {len(o.tries)} trials"
     run_cells(title, cells, o.jobs, o.gpus, processes)
     return chosen(matrix)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -49,15 +49,13 @@ class Cell:
 
     def read(self) -> CellResult:
         """What is known of it: ``missing`` until it has run."""
-        try:
-            raw = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
-            return replace(read_cell(raw), name=self.name)  # what was kept before results had names, too
-        except (FileNotFoundError, ValueError, TypeError, KeyError):  # not there, or damaged: to be run again
-            return CellResult(self.seed, "missing", name=self.name)
+        found = _read(self.path)
+        # What was kept before results had names gets one here.
+        return replace(found, name=self.name) if found else CellResult(self.seed, "missing", name=self.name)
 
     def write(self, result: CellResult) -> None:
         """Keep ``result`` as what is known of it."""
-        write_whole(self.path / RESULT, json.dumps(asdict(result), indent=1) + "\n")
+        _write(self.path, result)
 
     def finished(self) -> float:
         """When its result was written, in unix seconds; 0 if it was not."""
@@ -72,14 +70,31 @@ class Cell:
         return status == "done" or (status == "failed" and self.finished() >= since)
 
 
-def restore(cells: Sequence[Cell], known: Iterable[CellResult]) -> int:
-    """Give each cell that has no result here that of ``known``, where it is done there; how many were given."""
-    done = {result.name: result for result in known if result.status == "done" and result.name}
-    given = [cell for cell in cells if cell.name in done and cell.read().status != "done"]
-    for cell in given:
-        cell.path.mkdir(parents=True, exist_ok=True)
-        cell.write(done[cell.name])
-    return len(given)
+def _read(path: Path) -> CellResult | None:
+    """The result in the folder of a cell; None where it is not there, or damaged."""
+    try:
+        return read_cell(json.loads((path / RESULT).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write(path: Path, result: CellResult) -> None:
+    write_whole(path / RESULT, json.dumps(asdict(result), indent=1) + "\n")
+
+
+def restore(folder: Path, known: Iterable[CellResult]) -> int:
+    """Keep each of ``known`` that is done as the result of its cell under ``folder``, unless that is done there; how
+    many were kept."""
+    kept = 0
+    for result in known:
+        if result.status == "done" and result.name and Path(result.name).name == result.name:
+            path = folder / "cells" / result.name
+            here = _read(path)
+            if here is None or here.status != "done":
+                path.mkdir(parents=True, exist_ok=True)
+                _write(path, result)
+                kept += 1
+    return kept
 
 
 def finish(cell: Cell, since: float, environment: Mapping[str, str], processes: Processes) -> CellResult | None:

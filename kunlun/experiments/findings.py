@@ -185,7 +185,7 @@ def _of_scaling(result: ScalingResult) -> Findings:
     groups.append(Group("missing", "No fit", short))
     told = str(clear[0]) if clear else "No model's scaling can be told apart from the reference's."
     if not result.ratios:
-        told = f"There is no ratio: {result.reference} has no fit, or does not clearly improve with compute."
+        told = f"There is no ratio: {_why_no_ratio(result)}."
     return Findings(
         title=f"{result.name}: scaling law",
         question=question,
@@ -195,9 +195,21 @@ def _of_scaling(result: ScalingResult) -> Findings:
     )
 
 
+def _why_no_ratio(result: ScalingResult) -> str:
+    fits = {ladder.model: ladder.log for ladder in result.ladders}
+    fit = fits.get(result.reference)
+    if fit is None:
+        return f"{result.reference} has too few sizes that finished"
+    if not (fit.coefficients["eta"].is_clear and fit.coefficients["eta"].mean > 0):
+        return f"{result.reference} does not clearly improve with compute"
+    return "no other model has a fit"
+
+
 def _ratio(model: str, reference: str, ratio: Estimate) -> tuple[Item, bool]:
     """The sentence, and whether the ratio's interval leaves 1 out."""
     said = f"gains {n.spread(ratio, 2)} times as much NE from compute as {reference}"
+    if ratio.mean <= 0:
+        said = f"gains nothing from compute ({n.spread(ratio, 2)} times {reference}'s slope)"
     if ratio.low is None or ratio.high is None:
         return Item(model, f"{said}, an interval without bounds"), False
     return Item(model, said), ratio.low > 1 or ratio.high < 1

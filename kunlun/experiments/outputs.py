@@ -46,22 +46,20 @@ Result = TypeVar("Result", MatrixResult, ScalingResult)
 
 
 def earlier(folder: Path, kind: type[Result]) -> Result | None:
-    """What ``results.json`` of the folder says, if there is one."""
+    """What ``results.json`` of the folder says, if there is one. All that is done in it is kept as cells of the folder,
+    asked for now or not: the file is about to be written anew."""
     path = folder / "results.json"
     try:
-        return kind.load(path)
+        result = kind.load(path)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
         print(f"{shown(path)} is not read: {error}", flush=True)
         return None
-
-
-def take_known(cells: Sequence[Cell], before: MatrixResult | ScalingResult | None) -> None:
-    """Give the cells that have no result what ``before``, read from ``results.json`` of their folder, says of them."""
-    given = restore(cells, before.cells()) if before else 0
-    if given:
-        print(f"{given} cells are known from {shown(cells[0].folder / 'results.json')}", flush=True)
+    kept = restore(folder, result.cells())
+    if kept:
+        print(f"{kept} cells are known from {shown(path)}", flush=True)
+    return result
 
 
 def collect(matrix: Matrix, command: Sequence[str], before: MatrixResult | None = None) -> MatrixResult:

@@ -18,7 +18,7 @@ from kunlun.experiments.grid import Grid
 from kunlun.experiments.matrix_charts import Components, Scatter, components, cost_bars, curves, forest, scatters
 from kunlun.experiments.matrix_tables import FAMILIES, ordered
 from kunlun.experiments.plots import Bars, Block, Plot
-from kunlun.experiments.results import CellResult, MatrixResult, ScalingResult
+from kunlun.experiments.results import MatrixResult, ScalingResult
 from kunlun.experiments.scaling_charts import scaling_plot
 from kunlun.experiments.table import tables
 
@@ -106,7 +106,7 @@ def _part(result: MatrixResult | ScalingResult, key: str) -> Part:
 
 def _run(result: MatrixResult | ScalingResult) -> list[tuple[str, str]]:
     """How it was run, as (what, how)."""
-    cells = _cells(result)
+    cells = result.cells()
     commits = sorted({cell.commit for cell in cells if cell.commit})
     seconds = [cell.seconds for cell in cells if cell.seconds is not None]
     facts = [
@@ -126,12 +126,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return f"({', '.join(f'{key} {_plain(inner)}' for key, inner in value.items())})"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _cells(result: MatrixResult | ScalingResult) -> list[CellResult]:
-    if isinstance(result, MatrixResult):
-        return [cell for variant in result.variants for cell in variant.cells]
-    return [cell for ladder in result.ladders for point in ladder.points for cell in point.cells]
 
 
 def _changes(result: MatrixResult) -> list[Changes]:

@@ -17,7 +17,7 @@ from kunlun.configuration import ConfigError
 from kunlun.experiments.cells import Cell, Processes
 from kunlun.experiments.matrix import Candidate, read_variant
 from kunlun.experiments.options import Asked, ExperimentOptions, read_asked
-from kunlun.experiments.outputs import about, earlier, notes, oracle_of, publish, take_known
+from kunlun.experiments.outputs import about, earlier, notes, oracle_of, publish
 from kunlun.experiments.results import Ladder, ScalingPoint, ScalingResult
 from kunlun.experiments.running import check_data, exit_code, prepare_folder, run_cells, stoppable
 from kunlun.experiments.search import best, lost, search_cell, trials_of
@@ -113,10 +113,8 @@ def main(argv: Sequence[str]) -> int:
     before = earlier(folder, ScalingResult)
     with stoppable() as processes:
         searched = [search_cell(plan.options, c) for model, size in plan.sizes() for c in plan.of(model, size)]
-        take_known(searched, before)
         _run(plan, f"{plan.options.name}, search", searched, processes)
         reported = [cell for model, size in plan.sizes() for cell in reported_cells(plan, model, size)]
-        take_known(reported, before)
         _run(plan, f"{plan.options.name}, seeds", reported, processes)
     result = collect(plan, ["scaling", *argv], before)
     publish(result, folder, plan.candidates[0].variant)
@@ -153,9 +151,7 @@ def collect(plan: Plan, command: Sequence[str], before: ScalingResult | None = N
         missing = lost(f"Size {size + 1} of {model}", trials)
         told += missing
         if not missing and str(size + 1) not in {point.size for point in ladders[model].points}:
-            told.append(
-                f"Size {size + 1} of {model} has no point: no seed finished, or the model has no flops(lengths)."
-            )
+            told.append(f"Size {size + 1} of {model} has no point: the model has no flops(lengths).")
     return ScalingResult(
         **about(o, command, [c for model, size in plan.sizes() for c in reported_cells(plan, model, size)], before),
         reference=o.reference,
@@ -178,12 +174,12 @@ def _ladder(plan: Plan, model: str) -> Ladder:
     points, summary = [], ""
     for size in range(len(plan.options.models[model].sizes)):
         chosen = best(plan.options, plan.of(model, size))
-        cells = [cell.read() for cell in reported_cells(plan, model, size)]
-        done = [cell for cell in cells if cell.status == "done"]
-        if chosen is None or not done or done[0].flops is None:
+        if chosen is None:
             continue
-        summary = chosen.variant.summary
-        points.append(ScalingPoint(str(size + 1), done[0].flops, done[0].parameters, cells, chosen.tried))
+        summary, trial = chosen.variant.summary, search_cell(plan.options, chosen).read()
+        cells = [cell.read() for cell in reported_cells(plan, model, size)]
+        if trial.flops is not None:
+            points.append(ScalingPoint(str(size + 1), trial.flops, trial.parameters, cells, chosen.tried))
     return Ladder(model, summary, points)
 
 

@@ -61,23 +61,26 @@ def _log(result: ScalingResult) -> Grid:
         Column("η", "how much NE falls when the compute grows e-fold; larger is better"),
         Column(f"η / η of {result.reference}", "scaling efficiency"),
         Column("NE₀", "the NE of the law at C₀"),
+        Column("span", "FLOPs of the largest size over those of the smallest"),
         Column("residual", "standard deviation of the runs around the law, in NE"),
     )
     rows = []
     for ladder in result.ladders:
         if ladder.log is None:
-            rows.append(Row((ladder.model, "too few sizes", n.NONE, n.NONE, n.NONE)))
+            rows.append(Row((ladder.model, "too few sizes", *[n.NONE] * 4)))
             continue
         ratio = result.ratios.get(ladder.model)
         cells = [
             _coefficient(ladder.log, "eta"),
             "1" if ladder.model == result.reference else n.NONE if ratio is None else n.spread(ratio, 2),
         ]
-        cells += [_coefficient(ladder.log, "ne0"), n.fixed(ladder.log.residual, 5)]
+        cells += [_coefficient(ladder.log, "ne0"), f"×{n.significant(ladder.log.flops[-1] / ladder.log.flops[0])}"]
+        cells += [n.fixed(ladder.log.residual, 5)]
         rows.append(Row((ladder.model, *cells), strong=ladder.model == result.reference))
     note = (
-        f"NE = NE₀ − η · ln(C / C₀), C the FLOPs per sample and C₀ = {n.scaled(result.base)}FLOPs. Intervals are 95 %, "
-        f"from the distance of the sizes' means from the line. The paper: {SCALING_WORDS}."
+        f"NE = NE₀ − η · ln(C / C₀), C the FLOPs per sample and C₀ = {n.scaled(result.base)}FLOPs, those of the "
+        "smallest point. Intervals are 95 %, from the distance of the sizes' means from the line. "
+        f"The paper: {SCALING_WORDS}."
     )
     return Grid("log", "The log-linear law", note, columns, tuple(rows))
 

@@ -145,6 +145,19 @@ def test_a_table_alone_is_gone_on_from(tmp_path, monkeypatch, capsys):
     assert [v.metrics for v in last.variants] == [v.metrics for v in result.variants]
 
 
+def test_what_was_not_asked_for_this_time_is_kept(tmp_path, monkeypatch):
+    """results.json is written anew with every command; what only it knew is a cell of the folder by then."""
+    run(Fits(lambda config, seed: 0.9 + seed / 100), tmp_path / "m", monkeypatch, "--rounds", "0")
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "m/results.json").rename(tmp_path / "clone/results.json")
+    _, few = run(Fits(lambda config, seed: 0.8), tmp_path / "clone", monkeypatch, "--rounds", "0", "--seeds", "1")
+    assert len(few.cells()) == 3
+    again = Fits(lambda config, seed: 0.8)
+    _, whole = run(again, tmp_path / "clone", monkeypatch, "--rounds", "0")
+    assert not again.commands
+    assert len(whole.cells()) == 9
+
+
 def test_a_damaged_table_is_told_and_not_gone_on_from(tmp_path, monkeypatch, capsys):
     (tmp_path / "m").mkdir()
     (tmp_path / "m/results.json").write_text('{"format": 1, "kind": "ablation", "variants": 3}')

@@ -77,7 +77,7 @@ def test_it_goes_on_from_its_results_json_alone(tmp_path, monkeypatch, capsys):
     (tmp_path / "s/results.json").rename(tmp_path / "clone/results.json")
     more = Fits(planted, flops)
     result = run(more, tmp_path / "clone", monkeypatch, "--seeds", "4")[1]
-    assert "48 cells are known from" in capsys.readouterr().out
+    assert "84 cells are known from" in capsys.readouterr().out
     assert len(more.commands) == 3 * 4
     assert result.search == whole.search
     assert result.data == whole.data
@@ -106,6 +106,24 @@ def test_a_failed_candidate_is_not_chosen_and_a_failed_search_is_told(tmp_path, 
     assert (wukong.points, wukong.log) == ([], None)
     assert "Size 1 of wukong lost 4 of 4 trials of its search: too steep (exit code 1)." in result.notes
     assert "Size 1 of kunlun lost 2 of 4 trials of its search: too steep (exit code 1)." in result.notes
+
+
+def test_a_size_whose_seeds_all_failed_is_shown_with_its_reason(tmp_path, monkeypatch):
+    """It was searched for, so it has FLOPs; the other sizes are fitted without it."""
+
+    def late(config, seed):
+        if seed != 1000 and config["model"]["class_path"].endswith("Kunlun") and flops(config) > 1e8:
+            raise RuntimeError("too large")
+        return planted(config, seed)
+
+    code, result = run(Fits(late, flops), tmp_path / "s", monkeypatch)
+    assert code == 1
+    kunlun = next(ladder for ladder in result.ladders if ladder.model == "kunlun")
+    assert [cell.reason for cell in kunlun.points[-1].cells] == ["too large (exit code 1)"] * 3
+    assert kunlun.log.coefficients["eta"].count == 3
+    (shown,) = (grid for grid in scaling_tables(result) if grid.key == "failures")
+    assert len(shown.rows) == 3
+    assert "Cells of kunlun 4 failed." in result.notes
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from kunlun.experiments.grid import Grid
 from kunlun.experiments.matrix_tables import matrix_tables
 from kunlun.experiments.results import CellResult, MatrixResult, ScalingResult
 from kunlun.experiments.scaling_tables import scaling_tables
+from kunlun.experiments.statistics import Estimate, fit_log
 from kunlun.experiments.table import WIDTH, markdown, terminal
 from tests.experiments.support import HOSTILE, cell, failed, matrix, scaling, variant
 
@@ -134,6 +135,24 @@ def test_one_seed_gives_no_interval_and_says_so() -> None:
     assert delta.endswith("% (one seed)")
     assert "▲" not in delta
     assert "rest on one seed" in findings(result).answer
+
+
+def test_why_there_is_no_ratio_is_told() -> None:
+    result = scaling()
+    alone = replace(result, ratios={}, ladders=[replace(v, log=None) for v in result.ladders])
+    assert "interformer has too few sizes that finished" in findings(alone).answer
+    others = [v if v.model == "interformer" else replace(v, log=None) for v in result.ladders]
+    assert "no other model has a fit" in findings(replace(result, ratios={}, ladders=others)).answer
+    flat = fit_log([1e6, 1e7, 1e8], [0.8, 0.82, 0.81], base=1e6)
+    others = [replace(v, log=flat) if v.model == "interformer" else v for v in result.ladders]
+    assert "interformer does not clearly improve" in findings(replace(result, ratios={}, ladders=others)).answer
+
+
+def test_a_model_that_gains_nothing_from_compute_is_told_so() -> None:
+    result = replace(scaling(), ratios={"kunlun": Estimate(-0.5, -0.8, -0.2, 5)})
+    assert (
+        "kunlun gains nothing from compute (−0.50 (−0.80 … −0.20) times interformer's slope)" in findings(result).answer
+    )
 
 
 def test_sentences_follow_the_intervals() -> None:
