@@ -355,7 +355,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A short fit in a process of its own, W&B offline: its run directory and what it printed."""
     root = tmp_path_factory.mktemp("runs")
     done = run_cli(
-        "fit", "--config", "ablations/no_gdpa", f"--run.root={root}", "--run.group=tests", "--run.wandb=offline", *QUICK
+        "fit",
+        "--config",
+        "ablations/no_gdpa",
+        f"--run.root={root}",
+        "--run.group=tests",
+        "--run.wandb=offline",
+        "--trainer.log_every_n_steps=1",
+        *QUICK,
     )
     assert done.returncode == 0, done.stderr
     runs = list(root.glob("no_gdpa/*"))
@@ -390,6 +397,8 @@ def test_a_run_keeps_its_own_wandb_files(finished: tuple[Path, str]) -> None:
     assert told.config["model"]["init_args"]["components"]["gdpa"] is False
     logged = {key for line in told.history for key in line}
     assert {"valid/ne", "valid/auc", "trainer/global_step"} <= logged
+    assert {"efficiency/samples_per_second", "efficiency/mfu", "efficiency/data_wait_share"} <= logged
+    assert any(key.startswith("efficiency/forward_share/") for key in logged)
 
 
 def test_the_summary_says_how_good_how_fast_and_what_next(finished: tuple[Path, str]) -> None:

@@ -27,7 +27,8 @@ from kunlun.experiments.search import chosen, search_cell
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a matrix; 0 if every cell is done, 1 if some failed. ConfigError before the first cell if it cannot be."""
+    """Run a matrix; 0 if every cell is done and every round measured, 1 if not. ConfigError before the first cell if it
+    cannot be."""
     matrix = read_matrix(argv)
     folder = matrix.options.folder
     prepare_folder(folder)
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
             measure(matrix, processes)
     result = collect(matrix, ["ablate", *argv], before)
     publish(result, folder, matrix.reference)
-    return exit_code(processes, folder, result.cells())
+    return exit_code(processes, folder, result.cells()) or int(not is_measured(matrix))
 
 
 def search(matrix: Matrix, processes: Processes) -> Matrix:
@@ -80,6 +81,12 @@ def measure(matrix: Matrix, processes: Processes) -> None:
             processes.stopped.wait(running.POLL_SECONDS)
 
 
+def is_measured(matrix: Matrix) -> bool:
+    """Whether every round has the efficiency of every variant."""
+    rounds = range(matrix.options.rounds)
+    return all(efficiency_path(matrix, variant, number).is_file() for variant in matrix.variants for number in rounds)
+
+
 def _round(matrix: Matrix, number: int, processes: Processes) -> None:
     paths = {variant.name: efficiency_path(matrix, variant, number) for variant in matrix.variants}
     if all(path.is_file() for path in paths.values()):
@@ -91,7 +98,8 @@ def _round(matrix: Matrix, number: int, processes: Processes) -> None:
         path = paths[variant.name]
         config, log, partial = (path.with_suffix(suffix) for suffix in (".yaml", ".log", ".partial"))
         config.write_text(variant.text(), encoding="utf-8")
-        command = ["benchmark", "--config", str(config), "--out", str(partial), *variant.extra]
+        given = [f"--peak_flops={peak}"] if (peak := matrix.options.peak_flops) else []
+        command = ["benchmark", "--config", str(config), "--out", str(partial), *given, *variant.extra]
         code = processes.run(command, log, environment(0, 1, matrix.options.gpus))
         if code == 0:
             partial.replace(path)

@@ -172,9 +172,14 @@ def last_words(log: Path, code: int) -> str:
     if code < 0:
         hint = " (out of memory?)" if code == -9 else ""
         return f"killed by signal {-code}{hint}"
+    return f"{last_line(log)} (exit code {code})"
+
+
+def last_line(log: Path) -> str:
+    """The last error in ``log``; where it has none, its last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("error:")] or lines[-1:]
-    return (told[-1].removeprefix("error:").strip() if told else "it said nothing")[:500] + f" (exit code {code})"
+    return (told[-1].removeprefix("error:").strip() if told else "it said nothing")[:500]
 
 
 class Processes:

@@ -139,7 +139,7 @@ def _of_scaling(result: ScalingResult) -> Logged:
 
 
 def workspace(entity: str, project: str, group: str | None = None) -> ws.Workspace:
-    """What a project looks like in W&B: the table and its charts, quality by variant, learning curves, costs.
+    """What a project looks like in W&B: the tables of matrices and ladders, quality by variant, learning curves, costs.
 
     Args:
         group: only the runs of one matrix.
@@ -161,6 +161,7 @@ def workspace(entity: str, project: str, group: str | None = None) -> ws.Workspa
 
     panels: dict[str, list[Any]] = {
         "Ablation table": [wr.WeavePanelSummaryTable(table_name="ablation/table")],
+        "Scaling law": [wr.WeavePanelSummaryTable(table_name="scaling/table")],
         "Quality by variant": [
             bars("test/ne", "NE, test"),
             bars("valid/ne", "NE, valid"),

@@ -59,6 +59,11 @@ def _of_matrix(result: MatrixResult) -> Findings:
         Group("unclear", "Cannot be told apart from full", [_untold(v) for v in unclear]),
         Group("unclear", "One seed, so no interval", [_untold(v) for v in single]),
         Group("cost", "What replacing a component costs", [*_costs(others, ("no",))]),
+        Group(
+            "cost",
+            f"Whether what saves compute costs no more than {n.percent(result.margin, 1, sign=False)} of NE",
+            [*_savings(others, result.margin)],
+        ),
         Group("missing", "No result", [Item(v.name, f"has none: {_why(v)}") for v in missing]),
     ]
     reference = next((v for v in result.variants if v.name == result.reference), None)
@@ -152,6 +157,16 @@ def _costs(variants: Sequence[VariantResult], families: tuple[Family, ...]) -> I
         ]
         if parts:
             yield Item(variant.name, f"changes {', '.join(parts)}")
+
+
+def _savings(variants: Sequence[VariantResult], margin: float) -> Iterator[Item]:
+    """Of each replacement that takes more compute: whether full, which saves it, can be said to lose no more NE."""
+    for variant in variants:
+        delta, flops = variant.delta_percent.get("ne"), variant.ratio.get("flops", 1.0)
+        if variant.family == "no" and flops > 1 + TELLING and delta is not None and delta.low is not None:
+            most = max(0.0, -delta.low)
+            said = f"may be better than full by up to {n.percent(most, n.decimals(delta), sign=False)}: "
+            yield Item(variant.name, said + ("full passes" if most <= margin else "not shown"))
 
 
 def _why(variant: VariantResult) -> str:

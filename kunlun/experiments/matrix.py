@@ -36,11 +36,19 @@ class MatrixOptions(ExperimentOptions):
     """The variant that all others are compared with."""
     rounds: int = 3
     """How often the efficiency of every variant is measured; 0: not at all."""
+    margin: float = 1.0
+    """Percent of NE. What saves compute passes where the interval leaves no room for a larger loss than this."""
+    peak_flops: float | None = None
+    """FLOP/s of the device, for MFU; null: from the table of chips, on a CPU from a measured matmul."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rounds < 0:
             raise ValueError(f"rounds must be ≥ 0, got {self.rounds}")
+        if not self.margin > 0:
+            raise ValueError(f"margin must be above 0 (percent of NE), got {self.margin}")
+        if self.peak_flops is not None and not 0 < self.peak_flops < float("inf"):
+            raise ValueError(f"peak_flops must be a finite number above 0, got {self.peak_flops}")
 
 
 @dataclass(frozen=True)

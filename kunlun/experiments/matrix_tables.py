@@ -32,7 +32,7 @@ def matrix_tables(result: MatrixResult) -> list[Grid]:
             _quality(result, rows),
             _learnt(rows),
             _size(rows),
-            _speed(rows),
+            _speed(result, rows),
             _published(rows),
             _search(result, rows),
             _failures(rows),
@@ -141,7 +141,7 @@ def _size(variants: Sequence[VariantResult]) -> Grid:
     return Grid("size", "Size and compute", "", columns, tuple(rows))
 
 
-def _speed(variants: Sequence[VariantResult]) -> Grid:
+def _speed(result: MatrixResult, variants: Sequence[VariantResult]) -> Grid:
     columns = (
         _VARIANT,
         Column("training QPS", "samples trained on per second, reading left out"),
@@ -164,6 +164,8 @@ def _speed(variants: Sequence[VariantResult]) -> Grid:
         "Measured apart from quality, on warmed-up steps of a few fixed batches. Figures are of the round in the "
         "middle by training speed, ratios are medians over rounds."
     )
+    peak = (result.variant(result.reference).efficiency or {}).get("peak_source")
+    note += f" The peak that MFU is against: {peak}." if peak else ""
     return Grid("speed", "Speed", note, columns, tuple(rows))
 
 

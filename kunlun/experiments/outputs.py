@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kunlun.configuration import shown
-from kunlun.experiments.cells import Cell, restore, write_whole
+from kunlun.experiments.cells import Cell, last_line, restore, write_whole
 from kunlun.experiments.costs import Costs
 from kunlun.experiments.matrix import Matrix, Variant, changes
 from kunlun.experiments.options import ExperimentOptions
@@ -39,7 +39,8 @@ def cells_of(matrix: Matrix) -> list[Cell]:
 
 def efficiency_path(matrix: Matrix, variant: Variant, number: int) -> Path:
     """The benchmark of ``variant`` in round ``number``."""
-    return matrix.options.folder / "efficiency" / f"{variant.name}-{variant.key()}-{number}.json"
+    given = [matrix.options.peak_flops] if matrix.options.peak_flops else []
+    return matrix.options.folder / "efficiency" / f"{variant.name}-{variant.key(*given)}-{number}.json"
 
 
 Result = TypeVar("Result", MatrixResult, ScalingResult)
@@ -100,6 +101,7 @@ def collect(matrix: Matrix, command: Sequence[str], before: MatrixResult | None 
         **about(matrix.options, command, planned, before),
         reference=reference.name,
         variants=variants,
+        margin=matrix.options.margin,
         search=trials,
         oracle=oracle_of(cells[reference.name]),
         device=(variants[0].efficiency or {}).get("device"),
@@ -132,14 +134,22 @@ def _counted(cells: Sequence[CellResult]) -> dict[str, Any] | None:
 def _unmeasured(matrix: Matrix, rounds: Mapping[str, Mapping[int, Any]]) -> list[str]:
     if not matrix.options.rounds:
         return []
-    names = [name for name, own in rounds.items() if len(own) < matrix.options.rounds]
-    told = (
-        [f"The efficiency of {', '.join(names)} is missing in a round or more; see efficiency/*.log."] if names else []
-    )
+    told = [
+        f"The efficiency of {variant.name} is missing in a round or more{_why_unmeasured(matrix, variant)}."
+        for variant in matrix.variants
+        if len(rounds[variant.name]) < matrix.options.rounds
+    ]
     devices = {str(own["device"]) for found in rounds.values() for own in found.values() if "device" in own}
     if len(devices) > 1:
         told.append(f"Rounds of the efficiency ran on several devices: {', '.join(sorted(devices))}.")
     return told
+
+
+def _why_unmeasured(matrix: Matrix, variant: Variant) -> str:
+    paths = [efficiency_path(matrix, variant, number) for number in range(matrix.options.rounds)]
+    logs = [path.with_suffix(".log") for path in paths if not path.is_file()]
+    log = next((log for log in logs if log.is_file()), None)
+    return f": {last_line(log)} (efficiency/{log.name})" if log else ""
 
 
 def _rounds(matrix: Matrix, variant: Variant) -> dict[int, dict[str, Any]]:

@@ -117,6 +117,8 @@ class MatrixResult(ExperimentResult):
     kind = "ablation"
     title = "an ablation matrix"
     variants: list[VariantResult]
+    margin: float = 1.0
+    """Percent of NE that what saves compute may cost."""
     search: list[Trial] = field(default_factory=list)
     """What every variant was tried with before the seeds; empty: all were trained as configured."""
 

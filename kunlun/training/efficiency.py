@@ -19,11 +19,12 @@ from kunlun.training.memory import peak_bytes
 from kunlun.training.peaks import peak_of
 from kunlun.training.utilization import TRAINING_PASSES, flops_by_part, history_lengths, mfu, tokens
 
+IN_BAR = {"samples_per_second": "samples/s", "tokens_per_second": "tokens/s", "mfu": "MFU", "data_wait_share": "wait"}
 ROWS_COUNTED = 16  # of a sampled batch: counting FLOPs of every row would cost more than the step
 
 
 class EfficiencyMonitor(Callback):
-    """Logs under ``efficiency/``, to every logger; samples/s and MFU are in the progress bar too.
+    """Logs under ``efficiency/``, to every logger; all but the shares of parts and memory are in the progress bar too.
 
     * ``samples_per_second``, ``tokens_per_second``: of all devices, from the end of a batch to the end of the next,
       validation and each epoch's first batch left out. Tokens are events and context fields.
@@ -97,11 +98,12 @@ class EfficiencyMonitor(Callback):
             values["samples_per_second"] = speed * trainer.world_size
             values["tokens_per_second"] = window.tokens / window.seconds * trainer.world_size
             values["data_wait_share"] = window.waited / window.seconds
-            pl_module.log("samples/s", values["samples_per_second"], prog_bar=True, logger=False, batch_size=1)
             used = self._mfu(trainer, _model(pl_module), sample, speed)
             if used is not None:
                 values["mfu"] = used
-                pl_module.log("MFU", used, prog_bar=True, logger=False, batch_size=1)
+            for name, title in IN_BAR.items():
+                if name in values:
+                    pl_module.log(title, values[name], prog_bar=True, logger=False, batch_size=1)
         metrics = {"epoch": float(trainer.current_epoch), **{f"efficiency/{name}": v for name, v in values.items()}}
         step = max(trainer.global_step - 1, 0)  # as the Trainer numbers what is logged of a step
         for logger in trainer.loggers:

@@ -64,6 +64,7 @@ def efficiency(flops: float, speed: float) -> dict[str, Any]:
         "parameters": {"dense": 2_345_678 * flops**0.5, "embedding": 18_234_112},
         "training": {"samples_per_second": 5231.0 * speed, "mfu": 0.213 * speed * flops},
         "peak_memory_bytes": 1.93e9 * flops,
+        "peak_source": "table: NVIDIA H100, bf16",
         "inference": {
             "samples_per_second": 17_890.0 * speed,
             "latency_ms": {"p50": 3.21 / speed, "p99": 5.87 / speed},

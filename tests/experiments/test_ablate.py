@@ -70,6 +70,30 @@ def test_a_matrix_becomes_a_table_and_a_second_command_runs_only_what_failed(tmp
     assert result.variant("din").delta["ne"].count == 3
 
 
+def test_a_benchmark_that_fails_is_told_and_no_matrix_is_done_without_it(tmp_path, monkeypatch):
+    class Tight(Fits):
+        def run(self, command, log, environment):
+            if command[0] == "benchmark" and "no_gdpa" in command[command.index("--config") + 1]:
+                log.write_text("error: out of memory\n")
+                return 1
+            return super().run(command, log, environment)
+
+    code, result = run(Tight(lambda config, seed: 0.9), tmp_path / "m", monkeypatch)
+    assert code == 1
+    assert all(cell.status == "done" for cell in result.cells())
+    (told,) = result.notes
+    assert told.startswith(
+        "The efficiency of no_gdpa is missing in a round or more: out of memory (efficiency/no_gdpa-"
+    )
+
+
+def test_the_peak_of_the_device_can_be_given(tmp_path, monkeypatch):
+    fits = Fits(lambda config, seed: 0.9)
+    run(fits, tmp_path / "m", monkeypatch, "--rounds", "1", "--peak_flops", "1e12")
+    measured = [command for command in fits.commands if command[0] == "benchmark"]
+    assert [("--peak_flops=1000000000000.0" in command) for command in measured] == [True] * 3
+
+
 def test_what_needs_no_clock_is_in_the_table_without_a_round(tmp_path, monkeypatch):
     fits = Fits(planted, flops=lambda config: 2e3 if "Kunlun" in config["model"]["class_path"] else 1e3)
     _, result = run(fits, tmp_path / "m", monkeypatch, "--rounds", "0")

@@ -80,6 +80,7 @@ def test_the_workspace_shows_what_runs_and_tables_log():
         "efficiency/samples_per_second",
         "efficiency/mfu",
         "ablation/table",
+        "scaling/table",
     ):
         assert metric in made, metric
     assert "matrix" in made

@@ -129,6 +129,29 @@ def test_markdown_tables_hold_together_and_names_are_text() -> None:
     assert "**Δ NE to full**: change of NE" in markdown(matrix())
 
 
+def test_what_full_saves_stands_against_the_margin() -> None:
+    """The margin is NE that full may lose: what takes more compute without full's component may be better by that."""
+    full = [cell(seed, 0.0) for seed in range(5)]
+    result = matrix()
+    no_compskip = variant("no_compskip", full, full, family="no", ratio={"flops": 1.66})
+
+    def told(margin: float, delta: Estimate) -> list[str]:
+        changed = replace(no_compskip, delta_percent={"ne": delta})
+        groups = findings(replace(result, variants=[result.variants[0], changed], margin=margin)).groups
+        return [str(item) for group in groups if group.title.startswith("Whether what saves") for item in group.items]
+
+    better = Estimate(-0.3, -0.7, 0.1, 5)
+    said = "no_compskip may be better than full by up to 0.70 %: "
+    assert told(1.0, better) == [f"{said}full passes."]
+    assert told(0.5, better) == [f"{said}not shown."]
+    assert "by up to 0.00 %: full passes" in told(0.5, Estimate(2.0, 1.0, 3.0, 5))[0]
+    assert told(1.0, Estimate(-0.3, None, None, 1)) == []
+
+
+def test_the_table_says_what_mfu_is_against() -> None:
+    assert "The peak that MFU is against: table: NVIDIA H100, bf16." in grids(matrix())["speed"].note
+
+
 def test_one_seed_gives_no_interval_and_says_so() -> None:
     result = matrix(seeds=1)
     delta = cells_of(grids(result)["quality"], "drop_hsp")["Δ NE to full"]

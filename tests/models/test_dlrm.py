@@ -15,6 +15,14 @@ def test_every_pair_of_tokens_is_multiplied_once():
     torch.testing.assert_close(DotInteraction(4, 3)(x), expected)
 
 
+def test_parameters_are_those_of_the_formula():
+    """Bottom MLP 8 → 12 → 8; a head 8 + 15 pairs of 6 tokens → 16 → 1."""
+    model = DLRM(toy_schema(), width=8, bottom_hidden=[12], head_hidden=[16])
+    assert sum(p.numel() for p in model.bottom.parameters()) == 8 * 12 + 12 + 12 * 8 + 8
+    assert sum(p.numel() for p in model.dot.parameters()) == 0
+    assert sum(p.numel() for p in model.heads.parameters()) == (8 + 15) * 16 + 16 + 16 + 1
+
+
 def test_the_head_reads_the_dense_vector_and_the_pairs_that_hold_it():
     """Three sparse fields, then the dense token, then two event types; the bottom MLP's output is the dense token."""
     torch.manual_seed(0)
