@@ -30,7 +30,7 @@ def planted(config, seed):
     """η is 0.02 for Kunlun, 0.01 for InterFormer, 0.005 for Wukong; the larger learning rate is worse."""
     eta = {"Kunlun": 0.02, "InterFormer": 0.01, "Wukong": 0.005}[config["model"]["class_path"].rpartition(".")[2]]
     luck = np.random.default_rng([seed, int(flops(config))]).normal(0, 2e-4)
-    worse = 0.1 * (config["training"]["optimizer"]["lr"] > 0.002)
+    worse = 0.1 * (config["training"]["optimizer"]["lr"] > 0.005)
     return 0.9 - eta * math.log(flops(config) / 1e6) + worse + luck
 
 
@@ -55,7 +55,7 @@ def test_planted_slopes_are_found_and_their_ratio(tmp_path, monkeypatch, capsys)
     assert result.ratios["kunlun"].low <= 2.0 <= result.ratios["kunlun"].high
     assert "interformer" not in result.ratios
     kunlun = result.ladders[0]
-    assert all(point.chosen["training.optimizer.lr"] == 0.001 for point in kunlun.points)
+    assert all(point.chosen["training.optimizer.lr"] == 0.003 for point in kunlun.points)
     assert kunlun.points[0].chosen["layers"] == 2  # more FLOPs, lower NE
     assert result.base == min(point.flops for ladder in result.ladders for point in ladder.points)
     assert result.oracle == {"ne": 0.5}
@@ -94,14 +94,14 @@ def test_the_search_of_one_model_is_as_large_as_that_of_another():
 
 def test_a_failed_candidate_is_not_chosen_and_a_failed_search_is_told(tmp_path, monkeypatch):
     def fragile(config, seed):
-        if config["model"]["class_path"].endswith("Wukong") or config["training"]["optimizer"]["lr"] == 0.001:
+        if config["model"]["class_path"].endswith("Wukong") or config["training"]["optimizer"]["lr"] == 0.003:
             raise RuntimeError("too steep")
         return planted(config, seed)
 
     code, result = run(Fits(fragile, flops), tmp_path / "s", monkeypatch)
     assert code == 1
     kunlun = next(ladder for ladder in result.ladders if ladder.model == "kunlun")
-    assert all(point.chosen["training.optimizer.lr"] == 0.003 for point in kunlun.points)
+    assert all(point.chosen["training.optimizer.lr"] == 0.01 for point in kunlun.points)
     wukong = next(ladder for ladder in result.ladders if ladder.model == "wukong")
     assert (wukong.points, wukong.log) == ([], None)
     assert "Size 1 of wukong lost 4 of 4 trials of its search: too steep (exit code 1)." in result.notes
