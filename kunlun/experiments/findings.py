@@ -215,8 +215,8 @@ def _why_no_ratio(result: ScalingResult) -> str:
     fit = fits.get(result.reference)
     if fit is None:
         return f"{result.reference} has too few sizes that finished"
-    if not (fit.coefficients["eta"].is_clear and fit.coefficients["eta"].mean > 0):
-        return f"{result.reference} does not clearly improve with compute"
+    if not fit.coefficients["eta"].mean > 0:
+        return f"{result.reference} does not improve with compute"
     return "no other model has a fit"
 
 
@@ -225,6 +225,9 @@ def _ratio(model: str, reference: str, ratio: Estimate) -> tuple[Item, bool]:
     said = f"gains {n.spread(ratio, 2)} times as much NE from compute as {reference}"
     if ratio.mean <= 0:
         said = f"gains nothing from compute ({n.spread(ratio, 2)} times {reference}'s slope)"
-    if ratio.low is None or ratio.high is None:
+    if ratio.low is None:
         return Item(model, f"{said}, an interval without bounds"), False
+    if ratio.high is None:
+        why = f"no upper end, for {reference}'s own gain cannot be told from none"
+        return Item(model, f"{said}; {why}"), ratio.low > 1
     return Item(model, said), ratio.low > 1 or ratio.high < 1

@@ -33,9 +33,10 @@ def share(value: float | None) -> str:
 def spread(estimate: Estimate, digits: int, sign: bool = False) -> str:
     """``mean (low … high)``; without an interval, the mean alone."""
     mean = fixed(estimate.mean, digits, sign)
-    if estimate.low is None or estimate.high is None:
+    if estimate.low is None:
         return mean
-    return f"{mean} ({fixed(estimate.low, digits, sign)} … {fixed(estimate.high, digits, sign)})"
+    high = "∞" if estimate.high is None else fixed(estimate.high, digits, sign)
+    return f"{mean} ({fixed(estimate.low, digits, sign)} … {high})"
 
 
 def change(estimate: Estimate | None, single: int = 2) -> str:

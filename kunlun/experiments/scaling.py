@@ -156,11 +156,11 @@ def collect(plan: Plan, command: Sequence[str], before: ScalingResult | None = N
         **about(o, command, [c for model, size in plan.sizes() for c in reported_cells(plan, model, size)], before),
         reference=o.reference,
         ladders=list(fitted.values()),
-        # A slope that is not clearly above 0 is nothing to be a multiple of.
+        # A slope that is not above 0 is nothing to be a multiple of.
         ratios={
             model: ratio(eta, reference)
             for model, eta in etas.items()
-            if reference is not None and reference.low is not None and reference.low > 0 and model != o.reference
+            if reference is not None and reference.mean > 0 and model != o.reference
         },
         base=base,
         search=search,

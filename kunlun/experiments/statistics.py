@@ -18,7 +18,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its two-sided 95 % interval; ``low`` and ``high`` are None where one value gives no interval."""
+    """A mean with its two-sided 95 % interval; ``low`` and ``high`` are None where one value gives no interval, and
+    ``high`` alone where the interval has no upper end."""
 
     mean: float
     low: float | None
@@ -216,15 +217,23 @@ def _points(flops: Sequence[float], ne: Sequence[float], names: tuple[str, ...])
 
 
 def ratio(value: Estimate, reference: Estimate) -> Estimate:
-    """``value / reference`` with its interval by Fieller's theorem (normal errors, independent).
+    """``value / reference`` with its interval by Fieller's theorem (normal errors, independent); ``reference`` is taken
+    not to be below 0, and its mean must be above.
 
-    Where the reference's interval holds 0 the ratio has no bounded interval: low and high are None.
+    Where the reference's interval holds 0 the ratio has no upper end: high is None, and low too unless ``value`` is
+    clearly above 0.
     """
-    mean = value.mean / reference.mean if reference.mean else float("nan")
-    if value.half_width is None or reference.half_width is None or not reference.is_clear:
-        return Estimate(mean, None, None, min(value.count, reference.count))
+    if not reference.mean > 0:
+        raise ValueError(f"a ratio needs a reference above 0, got {reference.mean}")
+    mean, count = value.mean / reference.mean, min(value.count, reference.count)
+    if value.half_width is None or reference.half_width is None:
+        return Estimate(mean, None, None, count)
     a, b, da, db = value.mean, reference.mean, value.half_width, reference.half_width
     denominator = b * b - db * db
     root = np.sqrt(max(0.0, (a * b) ** 2 - (a * a - da * da) * denominator))
-    low, high = sorted(((a * b - root) / denominator, (a * b + root) / denominator))
-    return Estimate(mean, float(low), float(high), min(value.count, reference.count))
+    if denominator > 0:
+        low, high = sorted(((a * b - root) / denominator, (a * b + root) / denominator))
+        return Estimate(mean, float(low), float(high), count)
+    # What Fieller does not rule out lies outside the two roots, of which one is below 0.
+    at_least = float((a * b - root) / denominator) if a > da and denominator else None
+    return Estimate(mean, at_least, None, count)

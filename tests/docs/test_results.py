@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from kunlun.experiments.findings import findings
-from kunlun.experiments.results import MatrixResult, VariantResult
+from kunlun.experiments.results import MatrixResult, ScalingResult, VariantResult
 from kunlun.experiments.table import markdown
 from tests.conftest import ROOT
 
@@ -18,6 +18,10 @@ BASELINES = {"interformer", "wukong", "din", "hstu", "dien", "dcnv2", "dlrm", "l
 
 def result_of(name: str) -> MatrixResult:
     return MatrixResult.load(FOLDER / name / "results.json")
+
+
+def law() -> ScalingResult:
+    return ScalingResult.load(FOLDER / "scaling" / "results.json")
 
 
 def section(name: str) -> str:
@@ -41,15 +45,17 @@ def saved(result: MatrixResult, variant: str) -> float:
     return 100 * (1 - 1 / result.variant(variant).ratio["flops"])
 
 
-@pytest.mark.parametrize("name", ["small", "userbehavior"])
+@pytest.mark.parametrize("name", ["small", "userbehavior", "scaling"])
 def test_the_page_has_what_was_run(name: str) -> None:
-    result, page = result_of(name), section(name)
+    result, page = law() if name == "scaling" else result_of(name), section(name)
     table = (FOLDER / name / "table.md").read_text(encoding="utf-8")
     assert markdown(result) == table
     assert findings(result).answer in " ".join(page.split())
     assert shlex.join(["python", *result.command]) in page
-    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| variant ")]
-    assert len(rows) > 10
+    rows = [
+        line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| variant", "| model"))
+    ]
+    assert len(rows) > (2 if name == "scaling" else 10)
     assert all(row in table for row in rows)
 
 

@@ -152,7 +152,27 @@ def test_ratio_of_two_estimates_covers_the_true_ratio():
     assert 0.93 <= covered / 2_000 <= 0.97
 
 
-def test_a_ratio_to_what_may_be_nothing_is_not_bounded():
+def test_a_ratio_to_what_may_be_nothing_has_no_upper_end():
     found = ratio(Estimate(0.04, 0.03, 0.05, 5), Estimate(0.01, -0.01, 0.03, 5))
-    assert found.low is None
     assert found.mean == pytest.approx(4.0)
+    assert 1 < found.low < 0.04 / 0.03
+    assert found.high is None
+    unclear = ratio(Estimate(0.04, -0.01, 0.09, 5), Estimate(0.01, -0.01, 0.03, 5))
+    assert (unclear.low, unclear.high) == (None, None)
+    with pytest.raises(ValueError, match="above 0"):
+        ratio(Estimate(0.04, 0.03, 0.05, 5), Estimate(-0.01, -0.02, 0.0, 5))
+
+
+def test_the_lower_end_covers_the_true_ratio_where_there_is_no_upper_one():
+    """A reference whose slope is as large as its error: the ratio 2 is above the lower end 95 times in 100."""
+    rng = np.random.default_rng(4)
+    covered, without = [], 0
+    for _ in range(4_000):
+        a, b = rng.normal(0.04, 0.004), rng.normal(0.02, 0.02)
+        if b > 0:
+            reference = Estimate(b, b - 1.96 * 0.02, b + 1.96 * 0.02, 5)
+            found = ratio(Estimate(a, a - 1.96 * 0.004, a + 1.96 * 0.004, 5), reference)
+            covered.append(found.low <= 2.0 and (found.high is None or found.high >= 2.0))
+            without += found.high is None
+    assert without > 2_000
+    assert np.mean(covered) >= 0.93

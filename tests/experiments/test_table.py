@@ -166,9 +166,18 @@ def test_why_there_is_no_ratio_is_told() -> None:
     assert "interformer has too few sizes that finished" in findings(alone).answer
     others = [v if v.model == "interformer" else replace(v, log=None) for v in result.ladders]
     assert "no other model has a fit" in findings(replace(result, ratios={}, ladders=others)).answer
-    flat = fit_log([1e6, 1e7, 1e8], [0.8, 0.82, 0.81], base=1e6)
-    others = [replace(v, log=flat) if v.model == "interformer" else v for v in result.ladders]
-    assert "interformer does not clearly improve" in findings(replace(result, ratios={}, ladders=others)).answer
+    worse = fit_log([1e6, 1e7, 1e8], [0.8, 0.82, 0.81], base=1e6)
+    others = [replace(v, log=worse) if v.model == "interformer" else v for v in result.ladders]
+    assert "interformer does not improve" in findings(replace(result, ratios={}, ladders=others)).answer
+
+
+def test_a_ratio_without_an_upper_end_is_told_as_such() -> None:
+    result = replace(scaling(), ratios={"kunlun": Estimate(7.0, 2.4, None, 4)})
+    told = "kunlun gains 7.00 (2.40 … ∞) times as much NE from compute as interformer; no upper end"
+    assert told in findings(result).answer
+    assert cells_of(grids(result)["log"], "kunlun")["η / η of interformer"] == "7.00 (2.40 … ∞)"
+    unclear = replace(result, ratios={"kunlun": Estimate(7.0, 0.4, None, 4)})
+    assert "No model's scaling can be told apart" in findings(unclear).answer
 
 
 def test_a_model_that_gains_nothing_from_compute_is_told_so() -> None:
