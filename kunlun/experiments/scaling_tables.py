@@ -29,8 +29,8 @@ def _points(result: ScalingResult) -> Grid:
     columns = (
         Column("size", number=False),
         Column("FLOPs / sample", "of one forward pass over one sample, a multiply-add counted as 2"),
-        Column("dense parameters", "all weights but the embedding tables"),
-        Column("embedding parameters", "weights of the embedding tables"),
+        Column("dense", "weights outside the embedding tables"),
+        Column("embedding", "weights of the embedding tables"),
         Column("NE", f"of the {result.split} split, the mean over seeds with its 95 % interval; lower is better"),
         Column("seeds", "runs that finished, of those planned where some did not", number=False),
         Column("chosen by the search", "every model had the same budget of trials", number=False, wraps=True),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 
 import pytest
 
 from kunlun.experiments.findings import findings
-from kunlun.experiments.results import MatrixResult, ScalingResult, VariantResult
+from kunlun.experiments.results import CellResult, MatrixResult, ScalingResult, VariantResult
 from kunlun.experiments.table import markdown
 from tests.conftest import ROOT
 
@@ -93,3 +94,34 @@ def test_what_the_page_says_of_userbehavior() -> None:
     assert sum(cell.metrics["ne"] > 0.99 for cell in result.variant("wukong").cells) == 2
     # The trees of the README, on the same test rows.
     assert all(variant.metrics["ne"].mean > 0.53 for variant in result.variants)
+
+
+def test_what_the_page_says_of_scaling() -> None:
+    result, page = law(), section("scaling")
+    assert f"{len(result.cells())} trainings" in page
+    ladders = {ladder.model: ladder for ladder in result.ladders}
+    lowest, highest = (f(p.flops for v in result.ladders for p in v.points) for f in (min, max))
+    assert (f"{lowest / 1e3:.0f} kFLOPs", f"{highest / 1e6:.1f} MFLOPs") == ("154 kFLOPs", "18.9 MFLOPs")
+    means = {name: [mean_ne(point.cells) for point in ladder.points] for name, ladder in ladders.items()}
+    ahead = [other - own for own, other in zip(means["kunlun"], means["interformer"], strict=True)]
+    assert all(own < other for own, other in zip(means["kunlun"], means["wukong"], strict=True))
+    assert f"{min(ahead):.2f} to {max(ahead):.2f} below InterFormer's" in page
+    assert f"its η is {result.ratios['kunlun'].mean:.1f} times InterFormer's as estimated" in " ".join(page.split())
+    assert not any(ladder.log.coefficients["eta"].is_clear for ladder in result.ladders)
+    gains = [before - after for before, after in itertools.pairwise(means["kunlun"])]
+    assert gains[0] > sum(gains[1:])
+    assert round(means["interformer"][-1], 2) == 0.80
+    assert round(result_of("small").variant("interformer").metrics["ne"].mean, 2) == 0.70
+    first = ladders["kunlun"].points[0]
+    (trial,) = (t for t in result.search if (t.model, t.size, t.tried) == ("kunlun", "1", first.chosen))
+    assert round(trial.cell.metrics["ne"], 2) == 0.67
+    assert [round(cell.metrics["ne"], 2) for cell in first.cells] == [0.76, 0.80]
+    for ladder in result.ladders:
+        rates = [point.chosen["training.optimizer.lr"] for point in ladder.points]
+        assert (rates[0], *rates[2:]) == (0.01, 0.003, 0.003)
+    spread = [abs(p.cells[0].metrics["ne"] - p.cells[1].metrics["ne"]) for v in result.ladders for p in v.points]
+    assert f"seeds differ by up to {max(spread):.2f} in NE" in " ".join(page.split())
+
+
+def mean_ne(cells: list[CellResult]) -> float:
+    return sum(cell.metrics["ne"] for cell in cells) / len(cells)
