@@ -164,7 +164,8 @@ def _speed(result: MatrixResult, variants: Sequence[VariantResult]) -> Grid:
         "Measured apart from quality, on warmed-up steps of a few fixed batches. Figures are of the round in the "
         "middle by training speed, ratios are medians over rounds."
     )
-    peak = (result.variant(result.reference).efficiency or {}).get("peak_source")
+    peaks = (v.efficiency.get("peak_source") for v in variants if v.name == result.reference and v.efficiency)
+    peak = next(peaks, None)
     note += f" The peak that MFU is against: {peak}." if peak else ""
     return Grid("speed", "Speed", note, columns, tuple(rows))
 

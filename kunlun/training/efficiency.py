@@ -104,7 +104,7 @@ class EfficiencyMonitor(Callback):
             for name, title in IN_BAR.items():
                 if name in values:
                     pl_module.log(title, values[name], prog_bar=True, logger=False, batch_size=1)
-        metrics = {"epoch": float(trainer.current_epoch), **{f"efficiency/{name}": v for name, v in values.items()}}
+        metrics = {"epoch": trainer.current_epoch, **{f"efficiency/{name}": v for name, v in values.items()}}
         step = max(trainer.global_step - 1, 0)  # as the Trainer numbers what is logged of a step
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
