@@ -161,11 +161,12 @@ def fit_power(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
         return np.where(found.slope > 0, found.left, flat)
 
     grid = np.geomspace(*EXPONENTS, 1_000)
-    nearest = int(np.argmin(left(grid)))
+    on_grid = left(grid)
+    nearest = int(np.argmin(on_grid))
     bounds = (grid[max(nearest - 1, 0)], grid[min(nearest + 1, grid.size - 1)])
     found = optimize.minimize_scalar(lambda e: left(np.array([e]))[0], bounds=bounds, method="bounded")
     # At an end of the grid the bounded search stops just before it.
-    exponent = float(found.x) if found.fun < left(grid)[nearest] else float(grid[nearest])
+    exponent = float(found.x) if found.fun < on_grid[nearest] else float(grid[nearest])
     best = lines(np.array([exponent]))
     b = max(0.0, float(best.slope[0]))
     a = float(mean.mean() - b * best.centre[0])
