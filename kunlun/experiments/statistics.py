@@ -79,46 +79,11 @@ EXPONENTS = (0.02, 3.0)
 """What the exponent of a power law is searched between."""
 
 
-def fit_log(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
-    """``NE = NE₀ − η·log(C/C₀)``, natural logarithm, C₀ = ``base``; P points, seeds beside one another (Kunlun).
-
-    Least squares on the mean of each size, with Student's intervals of as many degrees of freedom as sizes leave:
-    seeds of one size share its distance from the law, so they are not independent points. Two sizes have no interval.
-    """
-    c, y = _points(flops, ne, ("ne0", "eta"))
-    sizes, mean = _of_sizes(c, y)
-    x = np.log(sizes / base)
-    spread = float(((x - x.mean()) ** 2).sum())
-    eta = -float(((x - x.mean()) * (mean - mean.mean())).sum() / spread)
-    ne0 = float(mean.mean() + eta * x.mean())
-    shown = np.geomspace(sizes[0], sizes[-1], CURVE_POINTS)
-    middle = ne0 - eta * np.log(shown / base)
-    free = sizes.size - 2
-    half = np.zeros_like(shown)
-    estimates: dict[str, tuple[float, float | None]] = {"ne0": (ne0, None), "eta": (eta, None)}
-    if free:
-        error = float(np.sqrt(((mean - ne0 + eta * x) ** 2).sum() / free))
-        wide = float(stats.t.ppf((1 + LEVEL) / 2, free)) * error
-        half = wide * np.sqrt(1 / sizes.size + (np.log(shown / base) - x.mean()) ** 2 / spread)
-        estimates = {
-            "ne0": (ne0, wide * float(np.sqrt(1 / sizes.size + x.mean() ** 2 / spread))),
-            "eta": (eta, wide / float(np.sqrt(spread))),
-        }
-    coefficients = {
-        name: Estimate(value, None if w is None else value - w, None if w is None else value + w, int(sizes.size))
-        for name, (value, w) in estimates.items()
-    }
-    residual = float(np.sqrt(((y - ne0 + eta * np.log(c / base)) ** 2).sum() / max(1, c.size - 2)))
-    return Fit(
-        coefficients, shown.tolist(), middle.tolist(), (middle - half).tolist(), (middle + half).tolist(), residual
-    )
-
-
 @dataclass(frozen=True)
 class _Lines:
-    """For each of E exponents the line through the sizes' means that is best, in x = (C/C₀)^−c."""
+    """Least squares of the means of S sizes on each of E sets of places x: ``floor + slope·x``. All are (E,)."""
 
-    exponents: Array
+    sizes: int
     centre: Array
     """Mean of x."""
     spread: Array
@@ -129,15 +94,50 @@ class _Lines:
     """Sum of squares between the means and the line."""
 
     @classmethod
-    def through(cls, sizes: Array, mean: Array, exponents: Array) -> _Lines:
-        """``sizes`` are relative to C₀."""
-        x = sizes ** -exponents[:, None]
+    def through(cls, x: Array, mean: Array) -> _Lines:
+        """``x`` (E, S), ``mean`` (S,)."""
         centre, level = x.mean(1), mean.mean()
         apart = x - centre[:, None]
         spread = (apart**2).sum(1)
         slope = (apart * (mean - level)).sum(1) / spread
         left = ((mean - level - slope[:, None] * apart) ** 2).sum(1)
-        return cls(exponents, centre, spread, slope, level - slope * centre, left)
+        return cls(mean.size, centre, spread, slope, level - slope * centre, left)
+
+    def variance(self, x: Array | float) -> Array:
+        """Of the line at ``x``, (…, E), in units of the means' own."""
+        return 1 / self.sizes + (x - self.centre) ** 2 / self.spread
+
+
+def fit_log(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
+    """``NE = NE₀ − η·log(C/C₀)``, natural logarithm, C₀ = ``base``; P points, seeds beside one another (Kunlun).
+
+    Least squares on the mean of each size, with Student's intervals of as many degrees of freedom as sizes leave:
+    seeds of one size share its distance from the law, so they are not independent points. Two sizes have no interval.
+    """
+    c, y = _points(flops, ne, ("ne0", "eta"))
+    sizes, mean = _of_sizes(c, y)
+    line = _Lines.through(np.log(sizes / base)[None], mean)
+    eta, ne0 = -float(line.slope[0]), float(line.floor[0])
+    shown = np.geomspace(sizes[0], sizes[-1], CURVE_POINTS)
+    middle = ne0 - eta * np.log(shown / base)
+    free = sizes.size - 2
+    half = np.zeros_like(shown)
+    estimates: dict[str, tuple[float, float | None]] = {"ne0": (ne0, None), "eta": (eta, None)}
+    if free:
+        wide = float(stats.t.ppf((1 + LEVEL) / 2, free) * np.sqrt(line.left[0] / free))
+        half = wide * np.sqrt(line.variance(np.log(shown / base)))
+        estimates = {
+            "ne0": (ne0, wide * float(np.sqrt(line.variance(0.0)[0]))),
+            "eta": (eta, wide / float(np.sqrt(line.spread[0]))),
+        }
+    coefficients = {
+        name: Estimate(value, None if w is None else value - w, None if w is None else value + w, int(sizes.size))
+        for name, (value, w) in estimates.items()
+    }
+    residual = float(np.sqrt(((y - ne0 + eta * np.log(c / base)) ** 2).sum() / max(1, c.size - 2)))
+    return Fit(
+        coefficients, shown.tolist(), middle.tolist(), (middle - half).tolist(), (middle + half).tolist(), residual
+    )
 
 
 def fit_power(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
@@ -153,7 +153,7 @@ def fit_power(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
     flat = float(((mean - mean.mean()) ** 2).sum())
 
     def lines(exponents: Array) -> _Lines:
-        return _Lines.through(sizes / base, mean, exponents)
+        return _Lines.through((sizes / base) ** -exponents[:, None], mean)
 
     def left(exponents: Array) -> Array:
         """Squares left with b ≥ 0."""
@@ -179,7 +179,8 @@ def fit_power(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
         least = float(left(np.array([exponent]))[0])
         allowed = least * (1 + float(stats.f.ppf(LEVEL, 1, free)) / free)
         every = np.append(grid, exponent)
-        near = lines(every[lines(every).left <= allowed])
+        possible = every[lines(every).left <= allowed]
+        near = lines(possible)
         room = np.sqrt(allowed - near.left)
 
         def reach(value: Array, variance: Array) -> tuple[Array, Array]:
@@ -187,12 +188,12 @@ def fit_power(flops: Sequence[float], ne: Sequence[float], base: float) -> Fit:
             half = np.sqrt(variance) * room
             return (value - half).min(-1), (value + half).max(-1)
 
-        x = (shown[:, None] / base) ** -near.exponents
-        low, high = reach(near.floor + near.slope * x, 1 / sizes.size + (x - near.centre) ** 2 / near.spread)
+        x = (shown[:, None] / base) ** -possible
+        low, high = reach(near.floor + near.slope * x, near.variance(x))
         ends = {
-            "a": reach(near.floor, 1 / sizes.size + near.centre**2 / near.spread),
+            "a": reach(near.floor, near.variance(0.0)),
             "b": np.maximum(reach(near.slope, 1 / near.spread), 0.0),
-            "c": (near.exponents.min(), near.exponents.max()),
+            "c": (possible.min(), possible.max()),
         }
         edges = {name: (float(lowest), float(highest)) for name, (lowest, highest) in ends.items()}
     values = {"a": a, "b": b, "c": exponent}
